@@ -1,0 +1,65 @@
+package main
+
+import (
+	"cmp"
+	"context"
+
+	"github.com/eipnet/eipnet/internal/host"
+	"github.com/eipnet/eipnet/internal/reconcile"
+	"github.com/eipnet/eipnet/internal/route"
+	"github.com/eipnet/eipnet/internal/state"
+	"github.com/eipnet/eipnet/snat"
+)
+
+// appliers are what writes the kernel.
+type appliers struct {
+	links    *host.Host
+	router   *route.Manager
+	firewall *snat.Manager
+	accepts  *snat.DockerUser
+}
+
+func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke func()) (a appliers, err error) {
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	a.links, err = host.New(host.Options{Log: o.log, Originals: store, Root: o.hostRoot, Gateways: o.gateways, Include: o.included, Exclude: o.excluded, Poke: poke})
+	if err != nil {
+		return a, err
+	}
+	if a.router, err = route.New(route.Options{Log: o.log}); err != nil {
+		return a, err
+	}
+	if a.firewall, err = snat.New(snat.Options{Log: o.log, Shared: o.shareTables}); err != nil {
+		return a, err
+	}
+	a.accepts, err = snat.NewDockerUser(ctx, o.log)
+	return a, err
+}
+
+// loop makes the reconciler that works with them.
+func (a appliers) loop(o serveOptions, store *state.Store, ports reconcile.Ports, ways reconcile.Health, docker reconcile.Docker) (*reconcile.Loop, error) {
+	return reconcile.New(reconcile.Options{
+		Log: o.log, Settings: o.settings,
+		Host: a.links, Router: a.router, Firewall: a.firewall, Forwarding: forwarding{a.accepts},
+		Ports: ports, Store: store, Docker: docker,
+		Health: ways, Stay: o.stay,
+		DeviceErrors: []error{route.ErrDevice},
+		Culprit:      func() string { return cmp.Or(a.firewall.Culprit(), a.links.Culprit()) },
+	})
+}
+
+// close releases them in the reverse order. What was applied stays.
+func (a appliers) close() {
+	if a.firewall != nil {
+		_ = a.firewall.Close() // the process ends
+	}
+	if a.router != nil {
+		a.router.Close()
+	}
+	if a.links != nil {
+		a.links.Close()
+	}
+}

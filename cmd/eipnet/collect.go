@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/eipnet/eipnet/driver"
+	"github.com/eipnet/eipnet/events"
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/state"
+)
+
+// collector removes what Docker has forgotten without telling us: containers
+// and networks that were removed while the daemon was away, or died with the
+// engine. It trusts Docker's list only when the thing has been missing from
+// every list for some time: while a container is being started there is a
+// moment in which no list has it.
+type collector struct {
+	driver  *driver.Driver
+	watcher *events.Watcher
+	store   *state.Store
+	log     *slog.Logger
+	after   time.Duration
+
+	seen    time.Time            // the last list that was looked at
+	missing map[string]time.Time // id → the first list that lacked it
+}
+
+// run looks at every new list until ctx ends.
+func (c *collector) run(ctx context.Context) error {
+	c.missing = make(map[string]time.Time)
+	tick := time.NewTicker(max(c.after/4, 100*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		v := c.watcher.View()
+		if v == nil || !c.watcher.Up() || v.At.Equal(c.seen) {
+			continue
+		}
+		c.seen = v.At
+		if dead := c.look(v); len(dead) > 0 {
+			for _, r := range c.store.Rebinds() {
+				if dead[r.ContainerID] {
+					if err := c.store.DeleteRebind(r.ContainerID); err != nil {
+						c.log.Warn("forgetting a rebind failed", slog.String("container", r.Name), slog.Any("err", err))
+					}
+				}
+			}
+			alive := func(id string) bool { return !dead[id] }
+			if n := c.driver.Sweep(ctx, alive, alive); n > 0 {
+				c.log.Info("collected what docker has forgotten", slog.Int("objects", n))
+			}
+		}
+	}
+}
+
+// look returns the ids that have been missing for long enough.
+func (c *collector) look(v *events.View) map[string]bool {
+	dead := make(map[string]bool)
+	still := make(map[string]time.Time)
+	judge := func(id string, listed bool) {
+		if listed {
+			return
+		}
+		first, ok := c.missing[id]
+		if !ok {
+			first = v.At
+		}
+		still[id] = first
+		if ok && v.At.Sub(first) >= c.after {
+			dead[id] = true
+		}
+	}
+	for _, n := range c.store.Networks() {
+		if !n.Stock && n.ID != model.ProgramsID {
+			_, listed := v.Networks[n.ID]
+			judge(n.ID, listed)
+		}
+	}
+	for _, e := range c.store.Endpoints() {
+		_, listed := v.Containers[e.ID]
+		judge(e.ID, listed || e.NetworkID == model.ProgramsID || v.Networks[e.NetworkID].Unlisted)
+	}
+	for _, r := range c.store.Rebinds() {
+		// Docker knows neither programs nor host entries.
+		_, program := c.store.Endpoint(r.ContainerID)
+		judge(r.ContainerID, v.Exists[r.ContainerID] || program || model.IsHostEntry(r.ContainerID))
+	}
+	c.missing = still
+	return dead
+}
+
+// lostNetworks are networks of ours that Docker had when we started and that
+// the state did not: its file was lost. Their containers run on as the kernel
+// has them, and nothing is taken away until Docker has them no more.
+type lostNetworks struct {
+	looked bool
+	names  map[string]string // by id
+}
+
+// look takes in a new list. Only the first one can show a loss: later on Docker
+// lists a network for a moment longer than the driver knows it.
+func (l *lostNetworks) look(v *events.View, store *state.Store) {
+	if !l.looked {
+		l.looked, l.names = true, make(map[string]string)
+		for _, n := range v.Networks {
+			if _, known := store.Network(n.ID); !known && ours(n.Driver) {
+				l.names[n.ID] = n.Name
+			}
+		}
+	}
+	maps.DeleteFunc(l.names, func(id, _ string) bool {
+		_, still := v.Networks[id]
+		return !still
+	})
+}
+
+// ours tells whether Docker means us by a driver's name: that of our socket, or
+// that of a managed plugin ("eipnet/eipnet:latest"), whatever its repository and tag.
+func ours(driver string) bool {
+	name, _, _ := strings.Cut(path.Base(driver), ":")
+	return name == "eipnet"
+}

@@ -1,0 +1,56 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
+)
+
+// List describes what is ours on the host: devices, the group of managed NICs,
+// and switches that have the value that we gave them.
+func (h *Host) List(ctx context.Context) ([]string, error) {
+	t, err := h.readLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, l := range t.links {
+		at := l.Attrs()
+		if isOurs(l) || isOurVeth(l) || at.Name == model.NullDevice && l.Type() == "bridge" {
+			out = append(out, "link "+at.Name)
+		}
+		if at.Group == model.NICGroup {
+			out = append(out, fmt.Sprintf("group %d of %s", model.NICGroup, at.Name))
+		}
+	}
+	for _, key := range sorted(h.o.Originals.OriginalKeys()) {
+		path, ok := strings.CutPrefix(key, sysctlPrefix)
+		value, _ := h.original(key)
+		old, ours, _ := strings.Cut(value, arrow)
+		if now, err := h.readSysctl(path); ok && err == nil && now == ours {
+			out = append(out, fmt.Sprintf("sysctl %s=%s (before: %s)", path, ours, old))
+		}
+	}
+	return out, nil
+}
+
+// RemoveAll deletes all devices of ours and puts groups and switches back. It
+// goes on after an error and returns all of them, joined.
+func (h *Host) RemoveAll(ctx context.Context) error {
+	t, err := h.readLinks(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range t.links {
+		if isOurVeth(l) {
+			errs = append(errs, h.DeleteLink(ctx, l.Attrs().Name))
+		}
+	}
+	_, err = h.Apply(ctx, plan.Links{}, nil, true)
+	return errors.Join(append(errs, err)...)
+}

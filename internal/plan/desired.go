@@ -1,0 +1,283 @@
+// Package plan decides what the kernel should hold. [Compute] is pure: what
+// was observed and asked for goes in, the desired state and a list of problems
+// come out, the same for the same input, sorted, and comparable. It knows no
+// kernel, no Docker, no clock and no log; the appliers (snat, internal/route,
+// internal/host, driver's ports) read its Desired and know nothing of each other.
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/eipnet/eipnet/internal/model"
+)
+
+// Snapshot is everything that a pass looks at.
+type Snapshot struct {
+	Settings  Settings
+	Host      model.Host
+	IDs       map[string]model.NICID // NIC name → ID, as remembered from earlier passes
+	Networks  []model.Network
+	Endpoints []model.Endpoint
+	Strays    []model.Stray
+	Rebinds   []model.Rebind
+	Health    map[string]model.Health // by NIC name; those that are not there are healthy
+	Stay      map[string]Stay         // by container id
+	// DockerUp: Docker's API has answered since we started, so Docker has
+	// switched ip_forward (and its FORWARD policy) as it wanted to.
+	DockerUp bool
+}
+
+// Settings are the daemon's flags, as far as they decide anything.
+type Settings struct {
+	Mask        model.Mask
+	Except      []netip.Prefix            // destinations that follow the host's main routing
+	HostReplies HostReplies               // --host-replies
+	EIPs        map[netip.Addr]netip.Addr // public → private address (--eip)
+	// StrictNetworks are stock networks, by name or id, under lock 1 though
+	// they bear no label (--strict-networks).
+	StrictNetworks []string
+}
+
+// HostReplies says for which NICs a host service's answers leave by the NIC they were asked on.
+type HostReplies string
+
+// The values of --host-replies.
+const (
+	RepliesSecondary HostReplies = "secondary" // managed NICs but the primary
+	RepliesOff       HostReplies = "off"
+)
+
+// Desired is the state that the host should be in.
+type Desired struct {
+	Links    Links
+	Routing  Routing
+	Firewall Firewall
+	Sysctls  []Sysctl
+	Ports    []Port       // host ports to reserve
+	Bridges  []BridgePort // anti-spoofing, sorted by name
+
+	// IDs are the managed NICs' IDs: remembered ones kept, new ones given.
+	// They are persisted before anything that contains them is applied.
+	IDs map[string]model.NICID
+	// Asked are the NICs that are, or would be, managed: their gateways have to
+	// be looked for. Sorted.
+	Asked []string
+	// Watch are the NICs whose health matters: those that have fallbacks, and
+	// the fallbacks, be they there or not. Sorted.
+	Watch []string
+	// Pins is what was decided for each endpoint, sorted by endpoint id.
+	Pins []Pin
+}
+
+// Links are the devices of ours, and marks on NICs.
+type Links struct {
+	Null    bool         // model.NullDevice exists
+	Bridges []BridgeLink // sorted by name
+	Veths   []VethPort   // sorted by name
+	Grouped []string     // managed NICs, to be in model.NICGroup; sorted
+}
+
+// BridgeLink is a bridge to exist, up, with these addresses.
+type BridgeLink struct {
+	Name      string
+	NetworkID string // recorded in the ifalias
+	MTU       int    // 0: the kernel's default
+	Addrs     []netip.Prefix
+}
+
+// VethPort is the host's end of a joined endpoint, and the bridge that it belongs on.
+type VethPort struct {
+	Name, Bridge string
+	Isolated     bool // from the bridge's other isolated ports
+}
+
+// Routing is all ip rules and routes with protocol model.Protocol.
+type Routing struct {
+	Rules  []Rule
+	Routes []Route
+}
+
+// Action says what an ip rule does.
+type Action uint8
+
+// The rule actions.
+const (
+	Lookup Action = iota
+	Goto
+	Nop
+)
+
+// Rule is one ip rule. It is comparable; two rules that differ in any field are two rules.
+//
+//	5110: from all fwmark 0x1000000/0xff000000 lookup 8101
+type Rule struct {
+	Family   model.Family
+	Priority int
+	From     netip.Prefix // zero: all
+	Iif      string
+	Mark     model.Mark // with Mask; both zero: any
+	Mask     model.Mask
+	Action   Action
+	Table    model.Table // Lookup: the table
+	Target   int         // Goto: the priority
+	// SuppressSpecific makes the lookup pass over default routes and over
+	// routes by managed NICs (suppress_prefixlength 0 suppress_ifgroup 45).
+	SuppressSpecific bool
+}
+
+// Route is one route of ours. The zero Dev with Unreachable is the backstop.
+type Route struct {
+	Family      model.Family
+	Table       model.Table
+	Dst         netip.Prefix
+	Dev         string
+	Via         netip.Addr // zero: on the link
+	Src         netip.Addr
+	Metric      int
+	Unreachable bool
+}
+
+// BackstopMetric is the metric of the unreachable default route that answers
+// when a NIC's own routes are gone.
+const BackstopMetric = 4294967295
+
+// Firewall is what both firewall backends render: marks, NAT, ports and guard.
+// All lists are sorted and free of duplicates.
+type Firewall struct {
+	Mask    model.Mask
+	NICs    []FirewallNIC // managed
+	Uplinks []Uplink      // every NIC of the host, managed or not, with each of its addresses
+	Locked  []string      // bridges under lock 1: ours, and strict stock ones
+	Watched []string      // other stock bridges with a pinned container
+	Ours    []string      // bridges of our own networks
+	Inside  []string      // all container bridges: ours and Docker's; where there is a Local, the loopback, too
+	// Local are addresses of the host's own programs (host entries).
+	Local []netip.Addr
+	// Own is what the guard judges: subnets of locked bridges, and on watched
+	// ones the addresses about which something was said.
+	Own        []netip.Prefix
+	OurSubnets []netip.Prefix // subnets of our own networks
+	// Masqueraded is what never leaves the host with its own address: subnets of
+	// our own networks, and pinned addresses where those have no masquerade.
+	Masqueraded []netip.Prefix
+	Apart       []string // bridges of ours whose containers do not reach each other
+	Except      []netip.Prefix
+	ExceptBy    []Exception
+	Sources     []Source
+	// Forwards are published ports.
+	Forwards []Forward
+	// NoForward4 and NoForward6 are NICs between which nothing is forwarded
+	// (only where eipnet itself switched that family's forwarding on).
+	NoForward4, NoForward6 []string
+}
+
+// FirewallNIC is a managed NIC.
+type FirewallNIC struct {
+	ID   model.NICID
+	Name string
+	// HostReplies: connections to the host itself by this NIC are marked, so
+	// that their answers leave by it.
+	HostReplies bool
+}
+
+// Uplink is an address of a NIC.
+type Uplink struct {
+	NIC  string
+	Addr netip.Addr
+}
+
+// Verdict says what becomes of a source's packets.
+type Verdict uint8
+
+// The verdicts. A source that is in no list is pending.
+const (
+	Pinned  Verdict = iota // by NIC with Address
+	ViaHost                // known as unpinned: host's routing, masqueraded
+	Pending                // not decided yet: dropped silently
+	Blocked                // held for good: refused at once
+)
+
+// Source is the decision for one container address.
+type Source struct {
+	Addr    netip.Addr
+	Verdict Verdict
+	NIC     model.NICID // Pinned
+	NICName string      // Pinned
+	Address netip.Addr  // Pinned: what its packets leave with
+	Stock   bool        // on a network that Docker made
+}
+
+// Exception lets one source reach a destination by the host's main routing.
+type Exception struct {
+	Source netip.Addr
+	To     netip.Prefix
+}
+
+// Forward is one published port: a destination NAT.
+type Forward struct {
+	Proto model.Proto
+	// Addr is the host address; unspecified (0.0.0.0, ::) means every local one.
+	Addr netip.Addr
+	Port uint16
+	To   netip.AddrPort
+}
+
+// Forwarding6 is the path of the switch for IPv6 forwarding. It is set after
+// all others, and not unless they could be set, as it changes what accept_ra
+// means; it is put back before all others.
+const Forwarding6 = "net/ipv6/conf/all/forwarding"
+
+// Sysctl is a switch to be at Value, where it now has one of the values in
+// From; any other value is somebody's choice that serves as well.
+type Sysctl struct {
+	Path  string // below /proc/sys
+	From  []string
+	Value string
+}
+
+// Port is a host port to be reserved with a bound socket, and the forward that needs it.
+type Port struct {
+	Endpoint string
+	Forward  Forward
+}
+
+// BridgePort is a port of a container bridge, and what the container behind it
+// may claim to be.
+type BridgePort struct {
+	Bridge, Name string
+	MAC          string
+	Addrs        []netip.Addr
+	// Only: nothing but these addresses and this MAC may come in. Otherwise
+	// just nobody else on the bridge may bear them.
+	Only bool
+	// Bound: nothing but these addresses gets by it to the host, and so to a NIC.
+	Bound bool
+}
+
+// State says how an endpoint's pin stands.
+type State string
+
+// The states of a pin.
+const (
+	StatePinned   State = "pinned"
+	StateUnpinned State = "unpinned"
+	StatePending  State = "pending" // held: not decided yet, silent
+	StateBlocked  State = "blocked" // held: cannot be satisfied, refused
+	StateReleased State = "released"
+)
+
+// Pin is what was decided for one endpoint: what `eipnet status` shows.
+type Pin struct {
+	Endpoint string
+	State    State
+	Selector model.Selector
+	From     model.Level // where the selector was written
+	NIC      string
+	Addr4    netip.Addr // what it leaves with; zero: IPv4 is held
+	Addr6    netip.Addr
+	Public   netip.Addr // EIP of Addr4, where known
+	Except   []netip.Prefix
+	Why      string // of pending and blocked, and of what is not as asked for
+	// InsteadOf is the selector that was asked for, of a pin that has failed over.
+	InsteadOf string
+}

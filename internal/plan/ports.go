@@ -1,0 +1,89 @@
+package plan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/eipnet/eipnet/internal/model"
+)
+
+// ports lists the published ports whose address is decided. Where Docker has two
+// networks of one container publish the same, as it does when IPv4 and IPv6 have
+// different gateways and it does not tell which is whose, the first has it.
+func (c *compute) ports() []Port {
+	type place struct {
+		container string
+		proto     model.Proto
+		addr      netip.Addr
+		port      uint16
+	}
+	on := make(map[place]string) // networks
+	var ports []Port
+	for i, e := range c.in.Endpoints {
+		n := c.networks[e.NetworkID]
+		if n.Stock || n.Local && c.joined(n) {
+			continue // Docker's own business, or a program's
+		}
+		for _, f := range c.forwards(e, c.pins[i]) {
+			at := place{e.Container.ID, f.Proto, f.Addr, f.Port}
+			if n := on[at]; at.container != "" && n != "" && n != e.NetworkID {
+				continue
+			}
+			on[at] = e.NetworkID
+			ports = append(ports, Port{Endpoint: e.ID, Forward: f})
+		}
+	}
+	slices.SortFunc(ports, func(a, b Port) int {
+		return cmp.Or(compareForwards(a.Forward, b.Forward), cmp.Compare(a.Endpoint, b.Endpoint))
+	})
+	return ports
+}
+
+// joined reports whether a program runs that has the ports of a host entry.
+func (c *compute) joined(n model.Network) bool {
+	return slices.ContainsFunc(c.in.Endpoints, func(e model.Endpoint) bool {
+		return e.As == n.Name && e.Phase == model.Joined && len(e.Publishes) > 0
+	})
+}
+
+// forwards turns an endpoint's publishes into forwards. Where no host address
+// was given, a pinned endpoint is published on its NIC's address only, an
+// unpinned one on every local address, as on Docker's bridge. Nothing is
+// published for an endpoint that is held, whose address is not decided yet.
+func (c *compute) forwards(e model.Endpoint, p Pin) []Forward {
+	if p.State != StatePinned && p.State != StateUnpinned {
+		return nil
+	}
+	var out []Forward
+	for _, pub := range e.Publishes {
+		for _, f := range model.Families {
+			inside, ok := e.Addr(f)
+			if !ok || p.State == StatePinned && !p.Addr(f).IsValid() {
+				continue // held in this family: nothing could be answered
+			}
+			var outside netip.Addr
+			switch {
+			case pub.HostIP.IsValid() && model.FamilyOf(pub.HostIP) != f:
+				continue
+			case pub.HostIP.IsValid():
+				outside = pub.HostIP
+			case p.State == StatePinned:
+				outside = p.Addr(f)
+			case f == model.IPv6:
+				outside = netip.IPv6Unspecified()
+			default:
+				outside = netip.IPv4Unspecified()
+			}
+			out = append(out, Forward{
+				Proto: pub.Proto, Addr: outside, Port: pub.HostPort,
+				To: netip.AddrPortFrom(inside, pub.Port),
+			})
+		}
+	}
+	return out
+}
+
+func compareForwards(a, b Forward) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port), a.To.Compare(b.To))
+}

@@ -1,0 +1,181 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
+)
+
+// after does what a container's start does not wait for: it forgets flows and
+// runs iptables, both of which take long on a busy host.
+func (l *Loop) after(ctx context.Context, res, before *Result) {
+	if res.Err == nil {
+		seen := res.seen // by the pass: Docker may have answered since
+		fw := res.Desired.Firewall
+		res.partial(l.flushPublished(ctx, fw.Forwards))
+		// A change of the tables may be told when it is mended already.
+		undone := l.undone.Swap(false) && (res.table || before != nil && before.table)
+		if seen && (l.sources == nil || undone) {
+			res.partial(l.flushStale(ctx, res))
+		}
+		if seen {
+			res.partial(l.flushMoved(ctx, fw.Sources, res.Endpoints))
+		}
+		// As long as we may not know all of our bridges, none loses its accepts.
+		if len(fw.Ours) > 0 || res.complete {
+			changed, err := l.forward(ctx, fw.Ours)
+			res.Changed = res.Changed || changed
+			res.partial(err)
+		}
+	}
+	l.judge(res, before)
+	l.finish(res)
+}
+
+// flushPublished forgets UDP flows to newly published ports that began before
+// the port was ours: they would go on to where they went. TCP needs no help, as
+// a connection cannot have begun before. What the first pass finds published
+// was so before the daemon started.
+func (l *Loop) flushPublished(ctx context.Context, forwards []plan.Forward) error {
+	now := make(map[plan.Forward]bool)
+	var fresh []netip.AddrPort
+	for _, f := range forwards {
+		if f.Proto != model.UDP {
+			continue
+		}
+		now[f] = true
+		if l.forwards != nil && !l.forwards[f] {
+			fresh = append(fresh, netip.AddrPortFrom(f.Addr, f.Port))
+		}
+	}
+	if len(fresh) > 0 {
+		if _, err := l.o.Host.FlushConntrackPorts(ctx, fresh); err != nil {
+			return fmt.Errorf("flushing UDP flows to published ports: %w", err)
+		}
+	}
+	l.forwards = now
+	return nil
+}
+
+// flushMoved forgets the flows of addresses that leave by another way than
+// before: a flow keeps the source address that it began with. An address that
+// is new on a network of ours had no flows that left. One that is held meanwhile,
+// as its NIC is gone, keeps its flows if it then leaves as before. For what
+// stands when Docker is first seen there is [Loop.flushStale].
+func (l *Loop) flushMoved(ctx context.Context, sources []plan.Source, endpoints []model.Endpoint) error {
+	now := make(map[netip.Addr]plan.Source, len(sources))
+	var moved []netip.Addr
+	for _, s := range sources {
+		if s.Verdict == plan.Blocked {
+			continue
+		}
+		now[s.Addr] = s
+		before, known := l.sources[s.Addr]
+		if !known && !s.Stock {
+			before, known = l.held[s.Addr]
+		}
+		if l.sources == nil || before == s {
+			continue
+		}
+		if known && before.Verdict != plan.Pending || !known && s.Stock {
+			moved = append(moved, s.Addr)
+		}
+	}
+	held := make(map[netip.Addr]plan.Source)
+	for _, e := range endpoints {
+		for _, f := range model.Families {
+			addr, ok := e.Addr(f)
+			if _, still := now[addr]; !ok || still {
+				continue
+			}
+			if l.sources == nil {
+				held[addr] = plan.Source{Addr: addr} // nobody remembers how it left
+			} else if s, left := l.sources[addr]; left && s.Verdict != plan.Pending {
+				held[addr] = s
+			} else if s, left := l.held[addr]; left {
+				held[addr] = s
+			}
+		}
+	}
+	for addr, s := range l.sources {
+		if _, still := now[addr]; !still && s.Stock {
+			moved = append(moved, addr) // the driver flushes its own
+		}
+	}
+	if len(moved) > 0 {
+		if _, err := l.o.Host.FlushConntrack(ctx, moved); err != nil {
+			return fmt.Errorf("flushing the flows of moved pins: %w", err)
+		}
+	}
+	l.sources, l.held = now, held
+	return nil
+}
+
+// forward keeps our accepts in DOCKER-USER. That is read by a fork, so only
+// when our bridges changed, in a sweep, when the chain was changed (but not more
+// often than once per retry interval), and as long as it was not done: where
+// eipnet starts before Docker, the chain comes later.
+func (l *Loop) forward(ctx context.Context, bridges []string) (bool, error) {
+	key, now := strings.Join(bridges, " "), time.Now()
+	if next := l.looked.Add(RetryInterval); l.accepts.Swap(false) && next.Before(l.sweepNext) {
+		l.sweepNext = next
+	}
+	if l.bridges == key && now.Before(l.sweepNext) {
+		return false, nil
+	}
+	l.looked = now
+	out, err := l.o.Forwarding.Apply(ctx, bridges)
+	if err != nil {
+		return false, fmt.Errorf("applying DOCKER-USER: %w", err)
+	}
+	if !out.Absent {
+		l.bridges, l.sweepNext = key, now.Add(MaxInterval)
+	}
+	return out.Changed, nil
+}
+
+func applyProblem(err error) model.Problem {
+	return model.Problem{Code: model.CodeApply, Severity: model.Failure, Subject: "host", Text: err.Error()}
+}
+
+// finish sorts, times and logs: a line when something changed, and one when a
+// problem comes or goes, never one per pass.
+func (l *Loop) finish(res *Result) {
+	for _, err := range append(leaves(res.Err), res.Partial...) {
+		res.Problems = append(res.Problems, applyProblem(err))
+	}
+	res.Problems = append(res.Problems, l.o.Docker.Problems()...)
+	slices.SortFunc(res.Problems, func(a, b model.Problem) int {
+		return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Text, b.Text))
+	})
+	res.Problems = slices.Compact(res.Problems)
+	if res.Changed {
+		l.o.Log.Info("host changed", slog.Int("networks", len(res.Networks)), slog.Int("endpoints", len(res.Endpoints)),
+			slog.Any("managed", res.Desired.Links.Grouped), slog.Duration("took", res.Took))
+	}
+	now := make(map[model.Problem]bool)
+	for _, p := range res.Problems {
+		now[p] = true
+		if !l.problems[p] {
+			level := slog.LevelWarn
+			if p.Severity == model.Failure {
+				level = slog.LevelError
+			}
+			l.o.Log.Log(context.Background(), level, "problem", slog.String("code", string(p.Code)), slog.String("subject", p.Subject), slog.String("text", p.Text), slog.String("fix", p.Fix))
+		}
+	}
+	for p := range l.problems {
+		if !now[p] {
+			l.o.Log.Info("problem solved", slog.String("code", string(p.Code)), slog.String("subject", p.Subject))
+		}
+	}
+	l.problems = now
+}

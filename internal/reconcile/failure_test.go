@@ -1,0 +1,147 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/reconcile"
+)
+
+// linkError is an error about one link, as internal/host's are.
+type linkError struct{ link string }
+
+func (e linkError) Error() string   { return "making bridge " + e.link + ": the name is in use" }
+func (e linkError) Subject() string { return e.link }
+
+// One network's broken bridge is told to who depends on it, and to nobody else.
+func TestFailureOfOneObject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		l := start(t, w)
+		w.do(func() { w.broken = fmt.Errorf("two things: %w", errors.Join(errors.New("a sysctl"), linkError{"br2"})) })
+		if err := l.Sync(t.Context(), "eip_bridge"); err != nil {
+			t.Errorf("who depends on eip_bridge got %v", err)
+		}
+		if err := l.Sync(t.Context(), "br2"); err == nil {
+			t.Error("who depends on br2 got no error")
+		}
+		synctest.Wait()
+		res, err := l.Last(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Problems) == 0 {
+			t.Error("the failure is no problem")
+		}
+		w.do(func() { w.broken = nil })
+		time.Sleep(reconcile.RetryInterval) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		if res, _ := l.Last(t.Context()); len(res.Problems) > 0 {
+			t.Errorf("not repaired after the retry interval: %v", res.Problems)
+		}
+	})
+}
+
+// eipnet starts before Docker at boot: DOCKER-USER comes later, and is looked
+// for until it is there.
+func TestForwardingWaitsForDocker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.noChain = true
+		l := start(t, w)
+		w.do(func() { w.noChain = false })
+		l.Poke()
+		time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		if len(w.bridges) != 1 {
+			t.Error("the accepts were not made in the first pass after Docker made its chain")
+		}
+		before := w.forwardings
+		for range 20 {
+			l.Poke()
+			time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
+		}
+		synctest.Wait()
+		if w.forwardings > before+1 {
+			t.Errorf("iptables ran %d times in passes without change", w.forwardings-before)
+		}
+	})
+}
+
+// Who waits while the daemon shuts down is told so at once.
+func TestSyncWhileStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		l, err := reconcile.New(options(w))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := l.Run(ctx); err != nil {
+			t.Errorf("a cancelled run ended with %v", err)
+		}
+		if err := l.Sync(t.Context()); !errors.Is(err, reconcile.ErrStopped) {
+			t.Errorf("Sync after the end: %v", err)
+		}
+		if w.passes != 0 {
+			t.Error("a pass was begun though everything was over")
+		}
+	})
+}
+
+// TestFlowsOfAnAddressThatIsGone: a NIC that comes back with another address
+// ends the flows that began with the old one, and only those; with the same
+// address, they go on.
+func TestFlowsOfAnAddressThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		w.endpoint("a", true)
+		l := start(t, w)
+		as := func(addrs ...string) []netip.Addr {
+			t.Helper()
+			w.do(func() {
+				w.moved = nil
+				w.host.NICs = slices.Clone(w.host.NICs)
+				w.host.NICs[0].Addrs = nil
+				for _, a := range addrs {
+					w.host.NICs[0].Addrs = append(w.host.NICs[0].Addrs, netip.MustParsePrefix(a))
+				}
+			})
+			if err := l.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			return w.moved
+		}
+		app := []netip.Addr{netip.MustParseAddr("172.19.0.100")}
+		for _, step := range []struct {
+			addrs []string
+			want  []netip.Addr
+		}{
+			{[]string{"172.31.0.8/20"}, nil},
+			{nil, nil}, // held: nothing leaves
+			{[]string{"172.31.0.8/20"}, nil},
+			{nil, nil},
+			{nil, nil},
+			{[]string{"172.31.0.9/20"}, app},
+			{[]string{"172.31.0.9/20", "172.31.0.8/20"}, nil},
+			{[]string{"172.31.0.8/20"}, app},
+		} {
+			if diff := cmp.Diff(step.want, as(step.addrs...), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Errorf("with %v, flows flushed (-want +got):\n%s", step.addrs, diff)
+			}
+		}
+	})
+}

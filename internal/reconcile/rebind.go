@@ -1,0 +1,208 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
+)
+
+// ErrRefused marks errors of [Loop.Rebind] after which everything is as it was,
+// as what was asked for cannot be.
+var ErrRefused = errors.New("refused")
+
+type refusal struct{ error }
+
+func (refusal) Is(target error) bool { return target == ErrRefused }
+
+func refusef(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+
+// Rebound is a container before and after a rebind, one pin for each of its
+// endpoints, in the order of the endpoints.
+type Rebound struct {
+	ContainerID, Name string
+	Before, After     []plan.Pin
+}
+
+// Rebind pins a container to what the options say, above its labels and all
+// else, and remembers that until the container is removed. Without options it
+// forgets what was said. It returns when the container has moved and its flows
+// are forgotten. The container is named by its name or the beginning of its id.
+func (l *Loop) Rebind(ctx context.Context, container string, options map[string]string) (Rebound, error) {
+	l.rebinding.Lock()
+	defer l.rebinding.Unlock()
+	res, err := l.Last(ctx)
+	if err != nil {
+		return Rebound{}, err
+	}
+	target, err := l.findContainer(res, container)
+	if err != nil {
+		return Rebound{}, err
+	}
+	target.Options = options
+	if len(options) > 0 {
+		if err := target.Check(); err != nil {
+			return Rebound{}, refusal{err}
+		}
+		if err := res.allows(target); err != nil {
+			return Rebound{}, err
+		}
+	}
+	out := Rebound{ContainerID: target.ContainerID, Name: target.Name, Before: res.pinsOf(target.ContainerID)}
+	before, was := l.rebindOf(target.ContainerID)
+	if err := l.say(target); err != nil {
+		return Rebound{}, err
+	}
+	after, err := l.settle(ctx, target.ContainerID)
+	if err != nil {
+		before.ContainerID = target.ContainerID
+		if !was {
+			before.Options = nil
+		}
+		undo := l.say(before)
+		l.Hurry() // though ctx may be over
+		undo = errors.Join(undo, l.Sync(ctx))
+		return Rebound{}, errors.Join(fmt.Errorf("rebinding %s: %w; it stays where it was", target.Name, err), undo)
+	}
+	out.After = after.pinsOf(target.ContainerID)
+	l.o.Log.Info("container rebound", slog.String("container", target.Name), slog.Any("options", options))
+	return out, nil
+}
+
+// say persists what is said of a container; nothing at all is forgotten.
+func (l *Loop) say(r model.Rebind) error {
+	if len(r.Options) == 0 {
+		return l.o.Store.DeleteRebind(r.ContainerID)
+	}
+	return l.o.Store.PutRebind(r)
+}
+
+func (l *Loop) rebindOf(containerID string) (model.Rebind, bool) {
+	all := l.o.Store.Rebinds()
+	i := slices.IndexFunc(all, func(r model.Rebind) bool { return r.ContainerID == containerID })
+	if i < 0 {
+		return model.Rebind{}, false
+	}
+	return all[i], true
+}
+
+// settle passes, and once more: the second pass begins when what the first one
+// left for later, the flows, is done.
+func (l *Loop) settle(ctx context.Context, containerID string) (*Result, error) {
+	res, err := l.Last(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bridges := res.bridgesOf(containerID)
+	if err := l.Sync(ctx, bridges...); err != nil {
+		return nil, err
+	}
+	if res, err = l.Last(ctx); err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, e := range res.Endpoints {
+		if e.Container.ID == containerID {
+			errs = append(errs, res.PortErrors[e.ID])
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return res, l.Sync(ctx, bridges...)
+}
+
+// findContainer finds a running container, or one that was rebound, by its name
+// or the beginning of its id.
+func (l *Loop) findContainer(res *Result, container string) (model.Rebind, error) {
+	container = strings.TrimPrefix(container, "/")
+	found := make(map[string]string) // id → name
+	look := func(id, name string) {
+		if id != "" && (name == container || strings.HasPrefix(id, container)) {
+			found[id] = name
+		}
+	}
+	for _, r := range l.o.Store.Rebinds() {
+		look(r.ContainerID, r.Name)
+	}
+	for _, e := range res.Endpoints {
+		look(e.Container.ID, e.Container.Name)
+	}
+	exact := model.Rebind{}
+	for id, name := range found {
+		if name == container || id == container {
+			return model.Rebind{ContainerID: id, Name: name}, nil
+		}
+		exact = model.Rebind{ContainerID: id, Name: name}
+	}
+	switch {
+	case container == "" || len(found) == 0:
+		return exact, refusef("no container %q runs on a bridge or eipnet network of this host", container)
+	case len(found) > 1:
+		return exact, refusef("%q is the beginning of %d containers' ids: say more of it", container, len(found))
+	}
+	return exact, nil
+}
+
+// allows tries the rebind on what the pass saw: what would be held is refused,
+// and so is one that would want another container's published port.
+func (r *Result) allows(rebind model.Rebind) error {
+	in := r.snapshot
+	in.Rebinds = append(slices.DeleteFunc(slices.Clone(in.Rebinds), func(o model.Rebind) bool { return o.ContainerID == rebind.ContainerID }), rebind)
+	would, _ := plan.Compute(in)
+	running := false
+	mine := make(map[string]bool)
+	for i, e := range in.Endpoints {
+		if e.Container.ID != rebind.ContainerID {
+			continue
+		}
+		running, mine[e.ID] = true, true
+		if p := would.Pins[i]; p.State == plan.StateBlocked {
+			return refusef("rebinding %s: %s", rebind.Name, p.Why)
+		}
+	}
+	if !running {
+		return refusef("%s does not run: start it, then rebind it", rebind.Name)
+	}
+	for _, p := range would.Ports {
+		if !mine[p.Endpoint] {
+			continue
+		}
+		for _, o := range would.Ports {
+			f, g := p.Forward, o.Forward
+			if !mine[o.Endpoint] && f.Proto == g.Proto && f.Port == g.Port && f.Addr == g.Addr {
+				return refusef("rebinding %s: another container has %v:%d/%v published already", rebind.Name, f.Addr, f.Port, f.Proto)
+			}
+		}
+	}
+	return nil
+}
+
+// pinsOf lists the pins of a container's endpoints.
+func (r *Result) pinsOf(containerID string) []plan.Pin {
+	var out []plan.Pin
+	for i, e := range r.Endpoints {
+		if e.Container.ID == containerID && i < len(r.Desired.Pins) {
+			out = append(out, r.Desired.Pins[i])
+		}
+	}
+	return out
+}
+
+// bridgesOf lists the bridges that a container is on.
+func (r *Result) bridgesOf(containerID string) []string {
+	var out []string
+	for _, e := range r.Endpoints {
+		for _, n := range r.Networks {
+			if e.Container.ID == containerID && n.ID == e.NetworkID {
+				out = append(out, n.Bridge)
+			}
+		}
+	}
+	return out
+}

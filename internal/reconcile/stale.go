@@ -1,0 +1,92 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
+)
+
+// flushStale forgets connections of containers that began when they left by
+// another way than now: while no daemon ran, or one that died before it had
+// forgotten them, or while somebody had taken the tables away. A connection
+// keeps the source address that it began with. What is translated as it would
+// be now goes on.
+func (l *Loop) flushStale(ctx context.Context, res *Result) error {
+	pins, host := res.ways()
+	if len(pins)+len(host) == 0 {
+		return nil
+	}
+	stale := func(from, to, as netip.Addr) bool {
+		if res.excepted(from, to) || res.inside(as) {
+			return false
+		}
+		pin, pinned := pins[from]
+		return pinned && as != pin || host[from] && !res.byHost(to, as)
+	}
+	if _, err := l.o.Host.FlushTranslated(ctx, stale); err != nil {
+		return fmt.Errorf("flushing flows that leave otherwise now: %w", err)
+	}
+	return nil
+}
+
+// ways tells the addresses that pinned containers leave with, and which
+// containers follow the host's routing: those on our networks and strict ones,
+// and those that have failed over to it.
+func (r *Result) ways() (pins map[netip.Addr]netip.Addr, host map[netip.Addr]bool) {
+	pins, host = make(map[netip.Addr]netip.Addr), make(map[netip.Addr]bool)
+	for _, s := range r.Desired.Firewall.Sources {
+		switch s.Verdict {
+		case plan.Pinned:
+			pins[s.Addr] = s.Address
+		case plan.ViaHost:
+			host[s.Addr] = true
+		}
+	}
+	for i, p := range r.Desired.Pins {
+		if p.State == plan.StateUnpinned && p.InsteadOf != "" {
+			host[r.Endpoints[i].Addr4], host[r.Endpoints[i].Addr6] = true, true
+		}
+	}
+	return pins, host
+}
+
+// byHost reports whether the host's routing may give what goes there that
+// source address: not one that it has no more, nor a secondary NIC's where main
+// has no route by that.
+func (r *Result) byHost(to, as netip.Addr) bool {
+	for _, n := range r.Host.NICs {
+		if n.Has(as) {
+			return n.Primary || slices.ContainsFunc(n.Routes, func(r model.Route) bool { return r.Dst.Contains(to) })
+		}
+	}
+	return slices.Contains(r.Host.Locals, as)
+}
+
+// excepted reports whether what the container sends there follows the host's routing.
+func (r *Result) excepted(from, to netip.Addr) bool {
+	fw := r.Desired.Firewall
+	return slices.ContainsFunc(fw.Except, func(p netip.Prefix) bool { return p.Contains(to) }) ||
+		slices.ContainsFunc(fw.ExceptBy, func(e plan.Exception) bool { return e.Source == from && e.To.Contains(to) })
+}
+
+// inside reports whether an address is in a container network's subnet: what
+// has it as its source goes to a container, and not out of the host.
+func (r *Result) inside(a netip.Addr) bool {
+	for _, n := range r.Networks {
+		if n.Subnet4.Contains(a) || n.Subnet6.Contains(a) {
+			return true
+		}
+	}
+	for _, b := range r.Host.Bridges {
+		for _, s := range b.Subnets {
+			if s.Prefix.Contains(a) {
+				return true
+			}
+		}
+	}
+	return false
+}

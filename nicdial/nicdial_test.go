@@ -1,0 +1,163 @@
+//go:build linux
+
+package nicdial
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/eipnet/eipnet/internal/netnstest"
+)
+
+func TestNew(t *testing.T) {
+	for _, name := range []string{"eth1", "enp0s3.100", "172.31.0.14", "2001:db8::14", "02:42:ac:1f:00:0e"} {
+		n, err := New(name)
+		if err != nil || n.String() != name {
+			t.Errorf("New(%q) = %v, %v", name, n, err)
+		}
+	}
+	for _, name := range []string{"", "a name", "averyverylongname", "eth/1", "127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1%eth0", "172.31.0.14:80"} {
+		if n, err := New(name); err == nil {
+			t.Errorf("New(%q) = %v, want an error", name, n)
+		}
+	}
+}
+
+func TestRealServers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if got, err := realServers(path); got != nil || err != nil {
+		t.Errorf("without a file: %v, %v", got, err)
+	}
+	text := "# by somebody\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch x\nnameserver\nnameserver 2001:db8::53\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := realServers(path)
+	want := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:53")}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" || err != nil {
+		t.Errorf("servers (-want +got)\n%s%v", diff, err)
+	}
+}
+
+// A loopback name server would ask by the host's own routing: an error, not a query.
+func TestLocalNameServer(t *testing.T) {
+	n := must(New("lo"))
+	_, err := n.dialServer(t.Context(), "udp", "127.0.0.53:53")
+	if _, there := os.Stat(upstream); there == nil {
+		t.Skip("this host has a systemd-resolved")
+	}
+	if err == nil || !strings.Contains(err.Error(), "WithNameServers") {
+		t.Errorf("dialing the name server: %v", err)
+	}
+}
+
+func TestRouteError(t *testing.T) {
+	err := error(&RouteError{NIC: "eth1", Source: netip.MustParseAddr("172.31.0.14"), Dst: netip.MustParseAddr("198.51.100.10")})
+	if !errors.Is(err, ErrNoRoute) {
+		t.Error("a RouteError is no ErrNoRoute")
+	}
+	for _, want := range []string{
+		"198.51.100.10", "--nics eth1",
+		"ip route add default via GATEWAY dev eth1 table 100 && ip rule add from 172.31.0.14 lookup 100",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+}
+
+// What of a host is its NICs, and the errors about them.
+func TestFind(t *testing.T) {
+	netnstest.Run(t, func() {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.HardwareAddr = "eth1", net.HardwareAddr{2, 0, 0, 0, 0, 1}
+		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: "bare"}
+		check(t, netlink.LinkAdd(pair))
+		check(t, netlink.LinkSetUp(pair))
+		for _, a := range []string{"172.31.0.14/20", "172.31.0.15/20"} {
+			check(t, netlink.AddrAdd(pair, must(netlink.ParseAddr(a))))
+		}
+		v6 := must(netlink.ParseAddr("2001:db8:31::14/64"))
+		v6.Flags = syscall.IFA_F_NODAD
+		check(t, netlink.AddrAdd(pair, v6))
+
+		type sources struct{ v4, v6 string }
+		for name, want := range map[string]sources{
+			"eth1":              {"172.31.0.14", "2001:db8:31::14"},
+			"02:00:00:00:00:01": {"172.31.0.14", "2001:db8:31::14"},
+			"172.31.0.15":       {"172.31.0.15", "2001:db8:31::14"},
+			"2001:db8:31::14":   {"172.31.0.14", "2001:db8:31::14"},
+		} {
+			d, err := must(New(name)).find()
+			if got := (sources{d.v4.String(), d.v6.String()}); err != nil || d.name != "eth1" || got != want {
+				t.Errorf("%s: %+v, %v, want %v", name, d, err, want)
+			}
+		}
+		for name, want := range map[string]error{"eth7": ErrNoNIC, "172.31.0.16": ErrNoNIC, "02:00:00:00:00:77": ErrNoNIC, "bare": ErrNoAddress} {
+			n := must(New(name))
+			if _, err := n.find(); !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+			if err := n.Check(); !errors.Is(err, want) {
+				t.Errorf("checking %s: %v, want %v", name, err, want)
+			}
+		}
+		n := must(New("eth1"))
+		if err := n.Check(); !errors.Is(err, ErrNoRoute) || strings.Count(err.Error(), "--nics eth1") != 2 {
+			t.Errorf("without any default route: %v, want one error for each family", err)
+		}
+		check(t, netlink.AddrDel(pair, v6))
+		if got, err := n.families("tcp", "example.com:80"); got != "tcp4" || err != nil {
+			t.Errorf("names are looked up for %s (%v), though there is no IPv6 address", got, err)
+		}
+		if got, err := n.families("tcp", "[2001:db8::1]:80"); got != "tcp" || err != nil {
+			t.Errorf("an address is dialed with %s (%v)", got, err)
+		}
+		if _, err := n.DialContext(t.Context(), "tcp", "[2001:db8::1]:80"); !errors.Is(err, ErrNoAddress) {
+			t.Errorf("IPv6 without an IPv6 address: %v", err)
+		}
+		if _, err := n.ListenConfig().ListenPacket(t.Context(), "udp", ":5353"); err == nil || !strings.Contains(err.Error(), "ListenPacket") {
+			t.Errorf("UDP on a wildcard address: %v", err)
+		}
+		if _, err := n.Listen(t.Context(), "tcp", "127.0.0.1:0"); !errors.Is(err, ErrNoNIC) {
+			t.Errorf("listening on an address of no NIC: %v", err)
+		}
+		if _, err := n.Listen(t.Context(), "tcp6", ":0"); !errors.Is(err, ErrNoAddress) {
+			t.Errorf("listening on IPv6 without an address: %v", err)
+		}
+		for _, addr := range []string{":0", "172.31.0.15:0"} {
+			l, err := n.ListenConfig().Listen(t.Context(), "tcp", addr)
+			check(t, err)
+			l.Close()
+		}
+		l, err := n.Listen(t.Context(), "tcp", ":0")
+		check(t, err)
+		defer l.Close()
+		if at := l.Addr().(*net.TCPAddr); at.IP.String() != "172.31.0.14" {
+			t.Errorf("listening on %v", at)
+		}
+	})
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}

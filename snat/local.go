@@ -1,0 +1,62 @@
+package snat
+
+import (
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/eipnet/eipnet/internal/model"
+)
+
+// The host's own programs pass input and output, not prerouting and forward.
+
+// ctInput remembers by which NIC the host itself was called, where its answers
+// are to leave by it. To an address of a host entry nothing comes from outside
+// but to its published ports.
+//
+//	chain ct-input { type filter hook input priority mangle; policy accept;
+//	  ip daddr @local4 iifname != @inside ct direction original ct status & dnat == 0 counter name "isolated" drop
+//	  ct state new ip daddr @local4 iifname vmap @nicin
+//	  ct state new iifname vmap @nicin-host
+//	}
+func ctInput() chain {
+	local := in("local4", daddr(model.IPv4))
+	return chain{"ct-input", &hook{nftables.ChainTypeFilter, nftables.ChainHookInput, priorityMark}, []rule{
+		newRule("local-isolated-4", ofFamily(model.IPv4), local, notIn("inside", iifname()), direction(ctOriginal), ctNoDNAT(), count(CounterIsolated), drop()),
+		newRule("local-called-by-4", ctState(expr.CtStateBitNEW), ofFamily(model.IPv4), local, vmap("nicin", iifname())),
+		newRule("host-called-by", ctState(expr.CtStateBitNEW), vmap("nicin-host", iifname())),
+	}}
+}
+
+// markOut sends the host's answers out by the NIC that they were asked on, and
+// what is sent from a host entry's address as a container's packets. What of that
+// gets no mark was routed to the null device by lock 1, and stays there; what is
+// held for good is refused.
+//
+//	chain mark-out { type route hook output priority mangle; policy accept;
+//	  ip saddr @local4 oifname != @inside jump from-local
+//	  ip saddr @local4 oifname "eipnull0" ip saddr @blocked4 counter name "refused" reject with icmpx admin-prohibited
+//	  ct direction reply ct mark & MASK vmap @ctnic-host
+//	}
+func markOut(mask model.Mask) chain {
+	local := in("local4", saddr(model.IPv4))
+	return chain{"mark-out", &hook{nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMark}, []rule{
+		newRule("local-out-4", ofFamily(model.IPv4), local, notIn("inside", oifname()), verdict(expr.VerdictJump, chainFromLocal)),
+		newRule("local-refused-4", ofFamily(model.IPv4), local, oifIs(model.NullDevice), in("blocked4", saddr(model.IPv4)), count(CounterRefused), refuse()),
+		newRule("host-reply", direction(ctReply), ctMarkVmap(mask, "ctnic-host")),
+	}}
+}
+
+// fromLocal does what from-endpoint does, for what the host's own programs send
+// from a host entry's address.
+//
+//	chain from-local {
+//	  ct direction reply ct reply ip saddr . ip saddr @self4 ct mark & MASK vmap @ctnic
+//	  ct direction reply ct reply ip saddr . ip saddr @self4 goto via-host
+//	  … and the last four rules of from-endpoint
+//	}
+func fromLocal(mask model.Mask) []rule {
+	return append([]rule{
+		newRule("local-reply-4", ownReply(model.IPv4, ctMarkVmap(mask, "ctnic"))...),
+		newRule("local-reply-host-4", ownReply(model.IPv4, jumpTo(chainViaHost))...),
+	}, originals("local-")...)
+}

@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+
+	"github.com/eipnet/eipnet/test/lab"
+)
+
+// manyPorts: a container's ports, however many, cost one transaction in
+// nftables when they come and one when they go, and less time than on Docker's
+// bridge in the same lab, which starts programs for each. All of them answer.
+func (r *rig) manyPorts(t *testing.T) {
+	ports := 32
+	if soak() && engine() == pageEngine {
+		ports = 1000 // for which Docker's bridge takes minutes
+	}
+	const first = 20000
+	var publish []string
+	for i := range ports {
+		publish = append(publish, "-p", fmt.Sprintf("%d:8080", first+i))
+	}
+	run := func(network string, args ...string) (took time.Duration, transactions uint32) {
+		before := r.generation(t)
+		start := time.Now()
+		r.docker(slices.Concat([]string{"run", "-d", "--name", "many", "--network", network, "--label", "eip.nic=eth1"}, args, []string{lab.Image})...)
+		return time.Since(start), r.generation(t) - before
+	}
+	remove := func() (took time.Duration, transactions uint32) {
+		before := r.generation(t)
+		start := time.Now()
+		r.docker("rm", "-f", "many")
+		return time.Since(start), r.generation(t) - before
+	}
+
+	// A start takes one more where Docker's API is slow, as the container is held
+	// until it answers: the fewest of a few starts count.
+	start := func(args ...string) (took time.Duration, come, gone uint32) {
+		took, come = run(network, args...)
+		for range 2 {
+			_, gone = remove()
+			again, transactions := run(network, args...)
+			took, come = min(took, again), min(come, transactions)
+		}
+		return took, come, gone
+	}
+	_, withNone, goneWithNone := start()
+	remove()
+	ours, withPorts, goneWithPorts := start(publish...)
+	if withPorts != withNone+1 || goneWithPorts > goneWithNone+1 {
+		t.Errorf("a container took %d transactions to start and %d to go with %d ports, %d and %d without any", withPorts, goneWithPorts, ports, withNone, goneWithNone)
+	}
+	r.allAnswer(t, first, ports)
+	if got := r.publishedPorts(t, "many"); len(got) != ports {
+		t.Errorf("status shows %d ports of %d", len(got), ports)
+	}
+	oursGone, _ := remove()
+
+	docker, dockersTransactions := run("plain", publish...)
+	dockerGone, _ := remove()
+	what := fmt.Sprintf("docker run with %d published ports, against Docker's own bridge", ports)
+	r.report(what, fmt.Sprintf("%v, %v", ours.Round(time.Millisecond), docker.Round(time.Millisecond)), "less")
+	r.report(fmt.Sprintf("docker rm of it with %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%v, %v", oursGone.Round(time.Millisecond), dockerGone.Round(time.Millisecond)), "less")
+	r.report(fmt.Sprintf("nftables transactions for %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%d, %d", withPorts-withNone, dockersTransactions), "1")
+	if ours > docker || oursGone > dockerGone {
+		t.Errorf("%s: longer", what)
+	}
+	r.clean()
+}
+
+// generation counts nftables' transactions in the host's namespace, whoever makes them.
+func (r *rig) generation(t *testing.T) uint32 {
+	t.Helper()
+	var gen uint32
+	if err := r.InHost(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		g, err := conn.GetGen()
+		if err == nil {
+			gen = g.ID
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return gen
+}
+
+// allAnswer asks every port of eth1's EIP from the site.
+func (r *rig) allAnswer(t *testing.T, first, ports int) {
+	t.Helper()
+	r.answers(r.url("eth1", first), r.EIP("eth1").String())
+	errs := make([]error, ports)
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range 8 {
+		wg.Go(func() {
+			for i := range next {
+				got, err := r.SiteGet(t.Context(), r.url("eth1", first+i)+"hello")
+				if err == nil && got != "hello" {
+					err = errors.New("it answered " + strconv.Quote(got))
+				}
+				if err != nil {
+					errs[i] = fmt.Errorf("port %d: %w", first+i, err)
+				}
+			}
+		})
+	}
+	for i := range ports {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Error(err)
+	}
+}

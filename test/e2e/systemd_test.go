@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/eipnet/eipnet/test/lab"
+)
+
+// TestSystemd: make install, and the units under a real systemd, hardened as
+// they are: the main job, ports below 1024 too; a restart under traffic; a daemon
+// that hangs; and uninstalling, which leaves the host as it was.
+func TestSystemd(t *testing.T) {
+	if engine() != pageEngine {
+		t.Skip("systemd boots in the newest root only")
+	}
+	r := prepare(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "2"})
+	r.on("rm", "/usr/local/bin/eipnet")
+	sd, err := r.BootSystemd(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if out, err := sd.Run(context.Background(), "journalctl", "-u", "eipnet*", "--no-pager"); t.Failed() {
+			t.Log(out, err)
+		}
+		if err := sd.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	files := func() string { return r.on("find", "/usr/local", "/etc", "/run/docker/plugins", "-type", "f") }
+	before, filesBefore := r.hostState(), files()
+	r.make("install", "BIN="+binary(t))
+	on := func(name string, args ...string) string {
+		t.Helper()
+		out, err := sd.Run(t.Context(), name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	if out := on("systemd-analyze", "verify", "--man=no", "eipnet.service", "eipnet-restore.service"); out != "" {
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	if err := r.Host.WriteFile("/etc/default/eipnet", []byte("EIPNET_EIP="+r.eips()+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// A watchdog of a test's patience.
+	if err := r.Host.WriteFile("/etc/systemd/system/eipnet.service.d/watchdog.conf", []byte("[Service]\nWatchdogSec=2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	on("systemctl", "daemon-reload")
+	on("systemctl", "enable", "--now", "eipnet-restore", "eipnet")
+	for property, want := range map[string][]string{"After": {"eipnet.service", "eipnet-restore.service"}, "Requires": {"eipnet-restore.service"}} {
+		got := strings.Fields(strings.TrimPrefix(on("systemctl", "show", "-p", property, "docker.service"), property+"="))
+		for _, unit := range want {
+			if !slices.Contains(got, unit) {
+				t.Errorf("docker.service: %s=%v lacks %s", property, got, unit)
+			}
+		}
+	}
+	sees := func() error {
+		s, err := r.status()
+		if err == nil && s.Docker == "" {
+			err = errors.New("it does not see Docker")
+		}
+		return err
+	}
+	r.eventually("the unit to see Docker", sees)
+	r.createNetwork()
+	r.docker("run", "-d", "--name", "app0", "--network", network, "--label", "eip.nic=eth0", "-p", "80:8080", lab.Image)
+	r.docker("run", "-d", "--name", "app1", "--network", network, "--label", "eip.public="+r.EIP("eth1").String(), "-p", "80:8080", "-p", "81:8081", lab.Image)
+	pins := []pin{{"app0", "eth0", 80}, {"app1", "eth1", 80}}
+	r.livePinned(pins)
+	s, err := r.status()
+	if err != nil || len(s.Problems) > 0 {
+		t.Errorf("status: %v, %v", s.Problems, err)
+	}
+
+	session := openSession(t, "with app1", r.Site, fmt.Sprintf("%v:81", r.EIP("eth1")))
+	on("systemctl", "restart", "eipnet")
+	session.goesOn(t)
+	r.livePinned(pins)
+	r.eventually("the unit to see Docker again", sees)
+	if out := on("systemctl", "show", "-p", "StatusText", "eipnet"); !strings.Contains(out, " 2 endpoints, 0 problems") {
+		t.Errorf("systemd knows %q", out)
+	}
+
+	hung := on("systemctl", "show", "-p", "MainPID", "--value", "eipnet")
+	on("kill", "-STOP", hung)
+	r.livePinned(pins)
+	r.eventually("the hung daemon to be replaced", func() error {
+		if pid := on("systemctl", "show", "-p", "MainPID", "--value", "eipnet"); pid == hung || pid == "0" {
+			return errors.New("it is not")
+		}
+		return sees()
+	})
+	session.goesOn(t)
+	r.livePinned(pins)
+
+	r.docker("rm", "-f", "app0", "app1")
+	r.docker("network", "rm", network)
+	on("systemctl", "disable", "--now", "eipnet", "eipnet-restore")
+	r.on("eipnet", "cleanup")
+	r.make("uninstall")
+	r.on("rm", "-r", "/etc/default/eipnet", "/etc/systemd/system/eipnet.service.d")
+	if diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(r.hostState(), "\n")); diff != "" {
+		t.Errorf("uninstalling leaves something behind (-before +after):\n%s", diff)
+	}
+	if diff := cmp.Diff(filesBefore, files()); diff != "" {
+		t.Errorf("uninstalling leaves files behind (-before +after):\n%s", diff)
+	}
+	if soak() { // making the tool that makes the package takes longer than all the rest
+		r.debianPackage(t, on)
+	}
+}
+
+// debianPackage installs what make deb makes: the unit runs and pins. Installing
+// it again restarts the daemon, and removing it leaves pins in force where there
+// are containers. Purging it with nothing left leaves the host as it was.
+func (r *rig) debianPackage(t *testing.T, on func(name string, args ...string) string) {
+	t.Helper()
+	files := func() string { return r.on("find", "/usr", "/etc", "/var/lib/eipnet", "-xdev", "!", "-type", "d") }
+	r.on("mkdir", "-p", "/var/lib/eipnet", "/root/deb")
+	before, filesBefore := r.hostState(), files()
+	r.make("deb", "BIN="+binary(t), "DEB="+r.Host.Path("/root/deb"))
+	install := func() {
+		t.Helper()
+		on("sh", "-ec", "dpkg -i /root/deb/*.deb")
+		if out := on("systemctl", "is-active", "eipnet", "eipnet-restore"); out != "active\nactive" {
+			t.Errorf("the package's units are %q", out)
+		}
+	}
+	pid := func() string { return on("systemctl", "show", "-p", "MainPID", "--value", "eipnet") }
+	install()
+	r.createNetwork()
+	r.docker("run", "-d", "--name", "app1", "--network", network, "--label", "eip.nic=eth1", "-p", "80:8080", lab.Image)
+	pins := []pin{{"app1", "eth1", 80}}
+	r.livePinned(pins)
+	first := pid()
+	install()
+	if pid() == first {
+		t.Error("installing a package anew does not restart the daemon")
+	}
+	r.livePinned(pins)
+	on("dpkg", "-r", "eipnet")
+	r.livePinned(pins)
+	if out := r.on("nft", "list", "tables"); !strings.Contains(out, "table inet eipnet") {
+		t.Errorf("removing the package has taken pins away that containers need: %s", out)
+	}
+	install()
+	r.livePinned(pins)
+	r.docker("rm", "-f", "app1")
+	r.docker("network", "rm", network)
+	on("dpkg", "-P", "eipnet")
+	if diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(r.hostState(), "\n")); diff != "" {
+		t.Errorf("purging the package leaves something behind (-before +after):\n%s", diff)
+	}
+	r.on("mkdir", "-p", "/var/lib/eipnet")
+	if diff := cmp.Diff(filesBefore, files()); diff != "" {
+		t.Errorf("purging the package leaves files behind (-before +after):\n%s", diff)
+	}
+}
+
+// make runs a target of the repository's Makefile for the host.
+func (r *rig) make(target string, settings ...string) {
+	r.t.Helper()
+	cmd := exec.CommandContext(r.t.Context(), "make", append([]string{"-C", "../..", target, "DESTDIR=" + r.Host.Path("/")}, settings...)...)
+	for _, v := range os.Environ() { // of a make that runs the tests
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS=") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.t.Fatalf("make %s: %v\n%s", target, err, out)
+	}
+}
+
+// hostState is all of the host that eipnet could change.
+func (r *rig) hostState() string {
+	r.t.Helper()
+	s, err := r.HostState(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
