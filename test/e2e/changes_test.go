@@ -44,7 +44,7 @@ func TestChanges(t *testing.T) {
 		works(t)
 		// The cloud knows nothing of the other address; and what the host itself
 		// answered from eth1's, before it was seen to be back, waits for eth0's gateway.
-		r.resetQuietly()
+		r.resetSniffers()
 	})
 	t.Run("gateway", func(t *testing.T) {
 		r.on("ip", "route", "add", "default", "via", "172.31.0.250", "dev", "eth1", "metric", "900")

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -40,14 +41,15 @@ func (r *rig) manyPorts(t *testing.T) {
 		return time.Since(start), r.generation(t) - before
 	}
 
-	// A start takes one more where Docker's API is slow, as the container is held
+	// A start or an end takes one more where Docker's API is slow, as the container is held
 	// until it answers: the fewest of a few starts count.
 	start := func(args ...string) (took time.Duration, come, gone uint32) {
 		took, come = run(network, args...)
+		gone = math.MaxUint32
 		for range 2 {
-			_, gone = remove()
+			_, went := remove()
 			again, transactions := run(network, args...)
-			took, come = min(took, again), min(come, transactions)
+			took, come, gone = min(took, again), min(come, transactions), min(gone, went)
 		}
 		return took, come, gone
 	}

@@ -35,7 +35,7 @@ func TestBridgeParity(t *testing.T) {
 	bridge.foreign, eipnet.foreign = eipnet, bridge
 	bridge.start(t)
 	alone := bridge.ask(t) // before eipnet runs; nobody is on the other side
-	r.resetQuietly()       // by itself the host asks for eth1's gateway with eth0
+	r.resetSniffers()      // by itself the host asks for eth1's gateway with eth0
 	r.serve()
 	eipnet.start(t)
 	bridge.pin(t)

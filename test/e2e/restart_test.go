@@ -49,7 +49,7 @@ func TestBootOrder(t *testing.T) {
 	}
 	// Until then the host itself refused the site's attempts, by the primary:
 	// eth1 was nobody's yet. From now on nothing is foreign.
-	r.resetQuietly()
+	r.resetSniffers()
 	r.answers(r.url("eth1", 8090), r.EIP("eth1").String())
 	r.clean()
 }

@@ -28,9 +28,9 @@ type dialer interface {
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// answerTime is how long one turn may take: two retransmissions of a lost
+// answerTime is how long one turn may take: a few retransmissions of a lost
 // segment, no more.
-const answerTime = 3 * time.Second
+const answerTime = 5 * time.Second
 
 // openSession connects; a server that has just been started is given time to listen.
 func openSession(t *testing.T, name string, from dialer, addr string) *session {

@@ -54,7 +54,7 @@ func TestSystemd(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A watchdog of a test's patience.
-	if err := r.Host.WriteFile("/etc/systemd/system/eipnet.service.d/watchdog.conf", []byte("[Service]\nWatchdogSec=2\n"), 0o644); err != nil {
+	if err := r.Host.WriteFile("/etc/systemd/system/eipnet.service.d/watchdog.conf", []byte("[Service]\nWatchdogSec=5\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	on("systemctl", "daemon-reload")

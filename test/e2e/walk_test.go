@@ -389,7 +389,7 @@ func (w *walker) settle() {
 		}
 		want := w.EIP(c.leavesBy()).String()
 		w.eventually(name+" to leave as "+want, func() error {
-			ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+			ctx, cancel := context.WithTimeout(w.t.Context(), answerTime)
 			defer cancel()
 			got, err := w.Docker(ctx, "exec", name, "/app", "get", siteIP)
 			if got = strings.TrimSpace(got); err == nil && got != want {

@@ -21,7 +21,7 @@ const (
 
 const (
 	// plantTimeout bounds the way of one frame over one veth pair.
-	plantTimeout = 5 * time.Second
+	plantTimeout = 15 * time.Second
 	// plantAgain is when a frame is sent again: a link whose carrier has just come back may lose some.
 	plantAgain = 250 * time.Millisecond
 )

@@ -104,13 +104,32 @@ func (p *Process) Stop(ctx context.Context, sig syscall.Signal) error {
 	if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stopping %s: %w", p.Name, err)
 	}
+	if sig == unix.SIGKILL {
+		p.ended()
+		return nil
+	}
 	select {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
 		err := p.Signal(unix.SIGKILL)
-		<-p.done
+		p.ended()
 		return errors.Join(fmt.Errorf("stopping %s: it did not end by itself: %w", p.Name, ctx.Err()), err)
+	}
+}
+
+// ended waits for the end of a program that was killed. nsenter stops itself when it notices that its
+// child was stopped, which may be after all signals that it was sent: it is told to go on until it ends.
+func (p *Process) ended() {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-tick.C:
+			_ = p.cmd.Process.Signal(unix.SIGCONT) // it may have ended
+		}
 	}
 }
 
@@ -129,7 +148,7 @@ func enteredPID(nsenter int) int {
 }
 
 // signalTimeout bounds the wait for nsenter's fork.
-const signalTimeout = 2 * time.Second
+const signalTimeout = 10 * time.Second
 
 // signalEntered signals the program behind nsenter. nsenter stops itself when its child is stopped, and
 // must go on for its child's end to be noticed.
