@@ -104,12 +104,9 @@ func table(cmd *cobra.Command) string {
 // nothing of their texts is taken for a request of man's.
 func TestManPage(t *testing.T) {
 	page := manPage(root())
-	for _, cmd := range root().Commands() {
-		if !cmd.IsAvailableCommand() {
-			continue
-		}
-		if !strings.Contains(page, ".SS eipnet "+cmd.Name()) {
-			t.Errorf("no section for %q", cmd.Name())
+	for _, cmd := range commands(root()) {
+		if !strings.Contains(page, ".SS "+roff(cmd.CommandPath())) {
+			t.Errorf("no section for %q", cmd.CommandPath())
 		}
 		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 			if f.Name != "help" && !strings.Contains(page, roff("--"+f.Name)+`\fR`) {

@@ -32,10 +32,7 @@ func manPage(root *cobra.Command) string {
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n.I COMMAND\n[\\fIFLAGS\\fR]\n", name)
 	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", paragraphs(root.Long))
 	b.WriteString(".SH COMMANDS\n")
-	for _, cmd := range root.Commands() {
-		if !cmd.IsAvailableCommand() || cmd.Name() == "help" {
-			continue
-		}
+	for _, cmd := range commands(root) {
 		fmt.Fprintf(&b, ".SS %s\n%s", roff(strings.TrimSuffix(cmd.UseLine(), " [flags]")), paragraphs(longOf(cmd)))
 		if cmd.HasExample() {
 			fmt.Fprintf(&b, ".PP\n%s", verbatim(cmd.Example))
@@ -51,6 +48,9 @@ func manPage(root *cobra.Command) string {
 .I /etc/default/eipnet
 Settings of the systemd units, one EIPNET_... variable a line.
 .TP
+.I /etc/eipnet/host.d/*.json
+Addresses for programs of the host, as "eipnet host add" has them.
+.TP
 .I /var/lib/eipnet/state.db
 Networks, endpoints, and what the host was like. Keep it.
 .TP
@@ -61,6 +61,18 @@ Where Docker finds the driver.
 What the other commands ask.
 `)
 	return b.String()
+}
+
+// commands lists all that a user may give, parents first. What "completion"
+// prints for each shell is its own help.
+func commands(parent *cobra.Command) (all []*cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		if !cmd.IsAvailableCommand() || cmd.Name() == "help" || parent.Name() == "completion" {
+			continue
+		}
+		all = append(append(all, cmd), commands(cmd)...)
+	}
+	return all
 }
 
 // manFlag renders one flag as a tagged paragraph.

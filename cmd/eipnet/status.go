@@ -24,9 +24,11 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show containers, their NICs, and what is wrong",
-		Long: `Show every container on an eipnet network, the NIC it is pinned to, the
-address it leaves with, its published ports ("docker ps" shows none for
-networks of a plugin), the host's NICs, and a list of problems.`,
+		Long: `Show every container on an eipnet network and, on Docker's own ones, those
+that something was said about; programs of "eipnet exec" and addresses of
+"eipnet host", too: the NIC each is pinned to, the address it leaves with, and
+its published ports ("docker ps" shows none for networks of a plugin). Then the
+host's NICs, and a list of problems, each with its code in docs/problems.md.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := api.NewClient(socket).Status(cmd.Context())
@@ -103,7 +105,7 @@ func printStatus(out io.Writer, s api.Status) error {
 		if p.Severity == model.Warning {
 			mark = "~"
 		}
-		if _, err := fmt.Fprintf(out, "%s %v\n", mark, p); err != nil {
+		if _, err := fmt.Fprintf(out, "%s %v [%s]\n", mark, p, p.Code); err != nil {
 			return err
 		}
 	}

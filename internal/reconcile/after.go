@@ -23,8 +23,11 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 		res.partial(l.flushPublished(ctx, fw.Forwards))
 		// A change of the tables may be told when it is mended already.
 		undone := l.undone.Swap(false) && (res.table || before != nil && before.table)
-		if seen && (l.sources == nil || undone) {
-			res.partial(l.flushStale(ctx, res))
+		l.stale = l.stale || l.sources == nil || undone
+		if seen && l.stale {
+			err := l.flushStale(ctx, res)
+			res.partial(err)
+			l.stale = err != nil
 		}
 		if seen {
 			res.partial(l.flushMoved(ctx, fw.Sources, res.Endpoints))

@@ -146,6 +146,7 @@ type Loop struct {
 	looked    time.Time                  // when it looked last
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
+	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool
 

@@ -41,6 +41,7 @@ type world struct {
 	spoof     []plan.BridgePort
 	noChain   bool  // Docker has not made DOCKER-USER
 	broken    error // of links
+	unflushed error // of translated flows
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
@@ -116,11 +117,14 @@ func (p hostPart) FlushConntrack(_ context.Context, addrs []netip.Addr) (int, er
 	return len(addrs), nil
 }
 
-func (p hostPart) FlushTranslated(_ context.Context, stale func(from, to, as netip.Addr) bool) (int, error) {
+func (p hostPart) FlushTranslated(_ context.Context, stale func(from, to, as netip.Addr) bool) (n int, err error) {
 	p.do(func() {
+		if err = p.unflushed; err != nil {
+			return
+		}
 		p.flows = slices.DeleteFunc(p.flows, func(f [3]netip.Addr) bool { return stale(f[0], f[1], f[2]) })
 	})
-	return 0, nil
+	return n, err
 }
 
 func (p routerPart) Apply(_ context.Context, r plan.Routing, _ bool) (bool, error) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
@@ -16,11 +17,22 @@ import (
 // as what was asked for cannot be.
 var ErrRefused = errors.New("refused")
 
-type refusal struct{ error }
+// seenWithin is how long Rebind waits for a container that Docker may not have
+// told of yet, as whoever has just started one goes on at once.
+const seenWithin = 2 * time.Second
+
+type refusal struct {
+	error
+	unseen bool // no such container runs, as far as is known
+}
 
 func (refusal) Is(target error) bool { return target == ErrRefused }
 
-func refusef(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+func refusef(format string, args ...any) error { return refusal{error: fmt.Errorf(format, args...)} }
+
+func unseenf(format string, args ...any) error {
+	return refusal{error: fmt.Errorf(format, args...), unseen: true}
+}
 
 // Rebound is a container before and after a rebind, one pin for each of its
 // endpoints, in the order of the endpoints.
@@ -36,22 +48,9 @@ type Rebound struct {
 func (l *Loop) Rebind(ctx context.Context, container string, options map[string]string) (Rebound, error) {
 	l.rebinding.Lock()
 	defer l.rebinding.Unlock()
-	res, err := l.Last(ctx)
+	res, target, err := l.rebindable(ctx, container, options)
 	if err != nil {
 		return Rebound{}, err
-	}
-	target, err := l.findContainer(res, container)
-	if err != nil {
-		return Rebound{}, err
-	}
-	target.Options = options
-	if len(options) > 0 {
-		if err := target.Check(); err != nil {
-			return Rebound{}, refusal{err}
-		}
-		if err := res.allows(target); err != nil {
-			return Rebound{}, err
-		}
 	}
 	out := Rebound{ContainerID: target.ContainerID, Name: target.Name, Before: res.pinsOf(target.ContainerID)}
 	before, was := l.rebindOf(target.ContainerID)
@@ -72,6 +71,38 @@ func (l *Loop) Rebind(ctx context.Context, container string, options map[string]
 	out.After = after.pinsOf(target.ContainerID)
 	l.o.Log.Info("container rebound", slog.String("container", target.Name), slog.Any("options", options))
 	return out, nil
+}
+
+// rebindable finds the container and tries the rebind on what the last pass saw.
+func (l *Loop) rebindable(ctx context.Context, container string, options map[string]string) (*Result, model.Rebind, error) {
+	giveUp := time.NewTimer(seenWithin)
+	defer giveUp.Stop()
+	again := time.NewTicker(MinInterval)
+	defer again.Stop()
+	for {
+		res, err := l.Last(ctx)
+		if err != nil {
+			return nil, model.Rebind{}, err
+		}
+		target, err := l.findContainer(res, container)
+		target.Options = options
+		if err == nil && len(options) > 0 {
+			if err = target.Check(); err != nil {
+				return nil, target, refusal{error: err}
+			}
+			err = res.allows(target)
+		}
+		if refused, ok := errors.AsType[refusal](err); !ok || !refused.unseen {
+			return res, target, err
+		}
+		select {
+		case <-giveUp.C:
+			return nil, target, err
+		case <-ctx.Done():
+			return nil, target, err
+		case <-again.C:
+		}
+	}
 }
 
 // say persists what is said of a container; nothing at all is forgotten.
@@ -131,6 +162,9 @@ func (l *Loop) findContainer(res *Result, container string) (model.Rebind, error
 		look(r.ContainerID, r.Name)
 	}
 	for _, e := range res.Endpoints {
+		if e.Container.Name == container { // and not one that had the name before
+			return model.Rebind{ContainerID: e.Container.ID, Name: container}, nil
+		}
 		look(e.Container.ID, e.Container.Name)
 	}
 	exact := model.Rebind{}
@@ -142,7 +176,7 @@ func (l *Loop) findContainer(res *Result, container string) (model.Rebind, error
 	}
 	switch {
 	case container == "" || len(found) == 0:
-		return exact, refusef("no container %q runs on a bridge or eipnet network of this host", container)
+		return exact, unseenf("no container %q runs on a bridge or eipnet network of this host", container)
 	case len(found) > 1:
 		return exact, refusef("%q is the beginning of %d containers' ids: say more of it", container, len(found))
 	}
@@ -167,7 +201,7 @@ func (r *Result) allows(rebind model.Rebind) error {
 		}
 	}
 	if !running {
-		return refusef("%s does not run: start it, then rebind it", rebind.Name)
+		return unseenf("%s does not run: start it, then rebind it", rebind.Name)
 	}
 	for _, p := range would.Ports {
 		if !mine[p.Endpoint] {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
@@ -129,6 +130,31 @@ func TestRebindThatFailsIsTakenBack(t *testing.T) {
 		}
 		if f := w.firewall.Forwards; len(f) != 1 || f[0].Addr != netip.MustParseAddr("172.31.0.8") {
 			t.Errorf("published %+v", f)
+		}
+	})
+}
+
+// Who has just started a container may rebind it at once, though Docker's word
+// of it is still on its way; and that another container had its name before,
+// and was rebound, does not matter.
+func TestRebindOfOneThatHasJustStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := twoNICs(t)
+		b := w.endpoints["b"]
+		w.do(func() {
+			delete(w.endpoints, "b")
+			w.rebinds["c0"] = model.Rebind{ContainerID: "c0", Name: "other", Options: toEth1}
+		})
+		if err := l.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, func() {
+			w.do(func() { w.endpoints["b"] = b })
+			l.Poke()
+		})
+		out, err := l.Rebind(t.Context(), "other", map[string]string{"eip.nic": "eth0"})
+		if err != nil || out.ContainerID != "c101" || len(out.After) != 1 || out.After[0].NIC != "eth0" {
+			t.Errorf("%+v, %v", out, err)
 		}
 	})
 }

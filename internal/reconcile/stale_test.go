@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/reconcile"
 )
 
 // What began before the daemon and leaves otherwise by now is forgotten when
@@ -35,6 +37,29 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 		if !slices.Equal(w.flows, stays) {
 			t.Errorf("flows left: %v", w.flows)
 		}
+	})
+}
+
+// What could not be forgotten is tried again.
+func TestFlowsFromBeforeTheStartAreTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		w.endpoint("a", true)
+		at := netip.MustParseAddr
+		w.flows = [][3]netip.Addr{{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")}}
+		w.unflushed = errors.New("conntrack is busy")
+		start(t, w)
+		if len(w.flows) != 1 {
+			t.Fatalf("flows left: %v", w.flows)
+		}
+		w.do(func() { w.unflushed = nil })
+		wait(2 * reconcile.RetryInterval)
+		w.do(func() {
+			if len(w.flows) > 0 {
+				t.Errorf("flows left: %v", w.flows)
+			}
+		})
 	})
 }
 

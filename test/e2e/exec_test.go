@@ -161,7 +161,10 @@ func TestExec(t *testing.T) {
 	t.Run("joined by name, as by NetworkNamespacePath=", func(t *testing.T) {
 		r := r.in(t)
 		p := r.keeps("held", "--nic", "eth1", "--", "app", "sleep")
-		r.on("sh", "-c", `for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' < $p/cmdline)" = "app sleep " ] && exec ip netns attach held ${p#/proc/}; done; exit 1`)
+		r.eventually("the program to run", func() error {
+			_, err := r.Host.Run(t.Context(), "sh", "-c", `for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' < $p/cmdline)" = "app sleep " ] && exec ip netns attach held ${p#/proc/}; done; exit 1`)
+			return err
+		})
 		if got := strings.TrimSpace(r.on("nsenter", "--net=/run/netns/held", "app", "get", siteIP)); got != eth1 {
 			t.Errorf("in the namespace: %q", got)
 		}
