@@ -78,13 +78,7 @@ func (r *rig) enablePlugin(name string) {
 	start := time.Now()
 	r.docker("plugin", "enable", name)
 	r.t.Logf("docker plugin enable took %v", time.Since(start).Round(time.Millisecond))
-	r.eventually("the plugin to answer and to see Docker", func() error {
-		s, err := r.status()
-		if err == nil && s.Docker == "" {
-			err = fmt.Errorf("it does not see Docker: %v", s.Problems)
-		}
-		return err
-	})
+	r.eventually("the plugin to answer and to see Docker", r.seesDocker)
 }
 
 // eips is what --eip says about the lab's NICs.

@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/eipnet/eipnet/internal/api"
+	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
@@ -134,7 +134,7 @@ func (r *rig) serve() {
 	r.ready()
 }
 
-// ready waits until the daemon answers.
+// ready waits until the daemon answers, and a pass has seen Docker.
 func (r *rig) ready() {
 	r.t.Helper()
 	p := r.daemon
@@ -144,12 +144,18 @@ func (r *rig) ready() {
 			r.t.Fatalf("eipnet ended: %v\n%s", p.Err(), p.Log())
 		default:
 		}
-		s, err := r.status()
-		if err == nil && s.Docker == "" {
-			err = errors.New("it does not see Docker")
-		}
-		return err
+		return r.seesDocker()
 	})
+}
+
+// seesDocker is nil when a pass has seen what Docker told.
+func (r *rig) seesDocker() error {
+	s, err := r.status()
+	away := slices.ContainsFunc(s.Problems, func(p model.Problem) bool { return p.Code == model.CodeDockerAway })
+	if err == nil && (s.Docker == "" || away) {
+		err = fmt.Errorf("it does not see Docker: %v", s.Problems)
+	}
+	return err
 }
 
 // kill ends the daemon as a crash would.

@@ -67,14 +67,7 @@ func TestSystemd(t *testing.T) {
 			}
 		}
 	}
-	sees := func() error {
-		s, err := r.status()
-		if err == nil && s.Docker == "" {
-			err = errors.New("it does not see Docker")
-		}
-		return err
-	}
-	r.eventually("the unit to see Docker", sees)
+	r.eventually("the unit to see Docker", r.seesDocker)
 	r.createNetwork()
 	r.docker("run", "-d", "--name", "app0", "--network", network, "--label", "eip.nic=eth0", "-p", "80:8080", lab.Image)
 	r.docker("run", "-d", "--name", "app1", "--network", network, "--label", "eip.public="+r.EIP("eth1").String(), "-p", "80:8080", "-p", "81:8081", lab.Image)
@@ -89,7 +82,7 @@ func TestSystemd(t *testing.T) {
 	on("systemctl", "restart", "eipnet")
 	session.goesOn(t)
 	r.livePinned(pins)
-	r.eventually("the unit to see Docker again", sees)
+	r.eventually("the unit to see Docker again", r.seesDocker)
 	if out := on("systemctl", "show", "-p", "StatusText", "eipnet"); !strings.Contains(out, " 2 endpoints, 0 problems") {
 		t.Errorf("systemd knows %q", out)
 	}
@@ -101,7 +94,7 @@ func TestSystemd(t *testing.T) {
 		if pid := on("systemctl", "show", "-p", "MainPID", "--value", "eipnet"); pid == hung || pid == "0" {
 			return errors.New("it is not")
 		}
-		return sees()
+		return r.seesDocker()
 	})
 	session.goesOn(t)
 	r.livePinned(pins)
