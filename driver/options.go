@@ -210,7 +210,7 @@ func parseAddress(s string) (netip.Addr, error) {
 
 func validLinkName(s string, most int) bool {
 	return s != "" && len(s) <= most && s != "." && s != ".." &&
-		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' || r == '%' })
+		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:%+", r) })
 }
 
 func defaultBridge(networkID string) string { return "eip-" + prefix(networkID) }

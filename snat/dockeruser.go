@@ -119,7 +119,8 @@ func NewDockerUser(ctx context.Context, log *slog.Logger) (*DockerUser, error) {
 func (d *DockerUser) Apply(ctx context.Context, bridges []string) (Outcome, error) {
 	bridges = slices.Compact(slices.Sorted(slices.Values(bridges)))
 	for _, b := range bridges {
-		if b == "" || len(b) >= unix.IFNAMSIZ || strings.ContainsAny(b, " \t\n\"'\\") {
+		if b == "" || len(b) >= unix.IFNAMSIZ || strings.ContainsAny(b, " \t\n\"'\\+") {
+			// With + at its end it would be a wildcard.
 			return Outcome{}, fmt.Errorf("accepting bridge %q in %s: no interface name", b, dockerUser)
 		}
 	}

@@ -57,6 +57,7 @@ type elements map[string]string
 //	set ours      { type ifname }            bridges of eipnet networks
 //	set inside    { type ifname }            all container bridges; with local4 the loopback, too
 //	set managed   { type ifname }            managed NICs, with an address or without
+//	set nics      { type ifname }            those and the primary
 //	set same      { type ifname . ifname }   each of our bridges with itself, where its containers may talk
 //	set local4    { type ipv4_addr }         addresses of the host's own programs
 //	set linklocal6 { type ipv6_addr; flags interval }  fe80::/10 and ::
@@ -70,6 +71,7 @@ type elements map[string]string
 //	set self4    { type ipv4_addr . ipv4_addr }   each known source with itself
 //	set known4, pinned4, blocked4 { type ipv4_addr }
 //	set noforward4 { type ifname }             NICs between which nothing is forwarded
+//	set uplink4  { type ipv4_addr }            the addresses of all NICs
 //	set nicaddr4 { type ifname . ipv4_addr }   every NIC, managed or not, with each of its addresses
 //	set legit4   { type ipv4_addr . ifname . ipv4_addr }
 //	map pin4     { type ipv4_addr : verdict }
@@ -85,6 +87,7 @@ func setSpecs() []setSpec {
 		{name: "ours", key: types{name}},
 		{name: "inside", key: types{name}},
 		{name: "managed", key: types{name}},
+		{name: "nics", key: types{name}},
 		{name: "same", key: types{name, name}},
 		{name: "nicin", key: types{name}, value: verdict},
 		{name: "nicin-host", key: types{name}, value: verdict},
@@ -109,6 +112,7 @@ func setSpecs() []setSpec {
 			setSpec{name: named("pinned", f), bySource: true, key: types{addr}},
 			setSpec{name: named("blocked", f), bySource: true, key: types{addr}},
 			setSpec{name: named("noforward", f), key: types{name}},
+			setSpec{name: named("uplink", f), key: types{addr}},
 			setSpec{name: named("nicaddr", f), key: types{name, addr}},
 			setSpec{name: named("legit", f), bySource: true, key: types{addr, name, addr}},
 			setSpec{name: named("pin", f), bySource: true, key: types{addr}, value: verdict},
@@ -205,8 +209,12 @@ func (r *renderer) links(fw plan.Firewall) {
 	}
 	for _, u := range fw.Uplinks {
 		if a := u.Addr.Unmap().WithZone(""); a.IsValid() {
+			r.put(named("uplink", model.FamilyOf(a)), "", a.AsSlice())
 			r.put(named("nicaddr", model.FamilyOf(a)), "", r.link(u.NIC), a.AsSlice())
 		}
+	}
+	if fw.Primary != "" {
+		r.put("nics", "", r.link(fw.Primary))
 	}
 	for _, n := range fw.NICs {
 		if n.ID == 0 || n.ID > model.MaxNICID {
@@ -215,6 +223,7 @@ func (r *renderer) links(fw plan.Firewall) {
 		}
 		mark := n32(uint32(fw.Mask.Of(n.ID)))
 		r.put("managed", "", r.link(n.Name))
+		r.put("nics", "", r.link(n.Name))
 		r.put("nicin", ctChain(n.ID), r.link(n.Name))
 		r.put("ctnic", nicChain(n.ID), mark)
 		if n.HostReplies {

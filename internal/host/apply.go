@@ -103,11 +103,15 @@ func (a *applying) groups(want []string) {
 		if l.Attrs().Group != model.NICGroup || slices.Contains(want, name) {
 			continue
 		}
-		old, _ := a.original(groupPrefix + name)
+		old, known := a.original(groupPrefix + name)
+		if !known {
+			continue // somebody else's group of that number, or the memory was lost
+		}
 		number, _, _ := strings.Cut(old, " ")
 		group, err := strconv.Atoi(number)
 		if err != nil {
-			group = 0 // the memory was lost
+			a.fail(fmt.Errorf("reading the group that %s had: %w", name, err))
+			continue
 		}
 		a.setGroup(l, group)
 	}

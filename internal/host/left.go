@@ -38,7 +38,8 @@ func (h *Host) List(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-// RemoveAll deletes all devices of ours and puts groups and switches back. It
+// RemoveAll deletes all devices of ours and puts groups and switches back. A
+// NIC in our group of which nothing is remembered gets the default one. It
 // goes on after an error and returns all of them, joined.
 func (h *Host) RemoveAll(ctx context.Context) error {
 	t, err := h.readLinks(ctx)
@@ -47,10 +48,22 @@ func (h *Host) RemoveAll(ctx context.Context) error {
 	}
 	var errs []error
 	for _, l := range t.links {
+		at := l.Attrs()
 		if isOurVeth(l) {
-			errs = append(errs, h.DeleteLink(ctx, l.Attrs().Name))
+			errs = append(errs, h.DeleteLink(ctx, at.Name))
+		}
+		if at.Group == model.NICGroup {
+			errs = append(errs, h.forgotten(at.Name, at.Index))
 		}
 	}
 	_, err = h.Apply(ctx, plan.Links{}, nil, true)
 	return errors.Join(append(errs, err)...)
+}
+
+// forgotten remembers the default group for a NIC in ours, if nothing is remembered.
+func (h *Host) forgotten(nic string, index int) error {
+	if _, known := h.original(groupPrefix + nic); known {
+		return nil
+	}
+	return h.setOriginal(groupPrefix+nic, groupOriginal(0, index))
 }

@@ -31,11 +31,11 @@ func TestRemoveAll(t *testing.T) {
 		list()
 		links := plan.Links{Null: true, Bridges: []plan.BridgeLink{{Name: "eip_bridge", NetworkID: "abc"}}, Grouped: []string{"eth0"}}
 		apply(t, h, links, []plan.Sysctl{{Path: rp, From: []string{"1"}, Value: "2"}, {Path: fwd, From: []string{"0"}, Value: "1"}}, true, true)
-		if err := h.AddVeth(t.Context(), Veth{Host: "eipva", Peer: "eipca", Bridge: "eip_bridge", Alias: "eipnet endpoint a"}); err != nil {
+		if err := h.AddVeth(t.Context(), Veth{Host: "eipvaaaaaaaaaaa", Peer: "eipcaaaaaaaaaaa", Bridge: "eip_bridge", Alias: "eipnet endpoint a"}); err != nil {
 			t.Fatal(err)
 		}
 		setSysctl(t, fwd, "0") // somebody's own choice by now
-		list("group 45 of eth0", "link eipnull0", "link eip_bridge", "link eipca", "link eipva", "sysctl "+rp+"=2 (before: 1)")
+		list("group 45 of eth0", "link eipnull0", "link eip_bridge", "link eipcaaaaaaaaaaa", "link eipvaaaaaaaaaaa", "sysctl "+rp+"=2 (before: 1)")
 		for range 2 {
 			if err := h.RemoveAll(t.Context()); err != nil {
 				t.Fatal(err)
@@ -47,6 +47,25 @@ func TestRemoveAll(t *testing.T) {
 		}
 		if a, b := sysctlValue(t, rp), sysctlValue(t, fwd); a != "1" || b != "0" {
 			t.Errorf("rp_filter %s, ip_forward %s", a, b)
+		}
+	})
+}
+
+// A link in our group of which nothing is remembered is somebody else's, as far
+// as a pass knows; who cleans up wants it out of there.
+func TestGroupThatNobodyRemembers(t *testing.T) {
+	netnstest.Run(t, func() {
+		ip(t, "link add eth0 type veth peer name far0", "link set eth0 group 45")
+		h, _ := open(t, Options{})
+		apply(t, h, plan.Links{}, nil, true, false)
+		if g := link(t, h, "eth0").Attrs().Group; g != 45 {
+			t.Errorf("after a pass eth0 is in group %d, want 45", g)
+		}
+		if err := h.RemoveAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if g := link(t, h, "eth0").Attrs().Group; g != 0 {
+			t.Errorf("after the clean-up eth0 is in group %d, want 0", g)
 		}
 	})
 }

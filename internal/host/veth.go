@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,8 +21,8 @@ import (
 const (
 	// ourAlias starts every alias that eipnet gives.
 	ourAlias = "eipnet "
-	// hostEnd and peerEnd start the names of a pair's ends; the beginning of
-	// the endpoint's id follows.
+	// hostEnd and peerEnd start the names of a pair's ends; the first 11 digits of
+	// the endpoint's id follow.
 	hostEnd = "eipv"
 	peerEnd = "eipc"
 )
@@ -205,9 +206,9 @@ func isOurVeth(l netlink.Link) bool {
 	return l.Type() == "veth" && (strings.HasPrefix(at.Alias, ourAlias) || at.Alias == "" && hasOurName(at.Name))
 }
 
-func hasOurName(name string) bool {
-	return strings.HasPrefix(name, hostEnd) || strings.HasPrefix(name, peerEnd)
-}
+var ourName = regexp.MustCompile("^(" + hostEnd + "|" + peerEnd + ")[0-9a-f]{11}$")
+
+func hasOurName(name string) bool { return ourName.MatchString(name) }
 
 // DeleteLink deletes a link of ours; one that is not there is deleted already.
 // A link that bears neither our alias nor (veths) our name is refused.

@@ -104,6 +104,11 @@ func (d *Decision) limit(n Network, o NetworkOptions) error {
 			return fmt.Errorf("%s allows only %s (%s): %s=%s goes beyond", n.Title(), strings.Join(o.Allow, ", "), KeyAllow, KeyFallback, d.Fallback)
 		}
 	}
+	for _, p := range d.Except {
+		if !slices.ContainsFunc(o.Except, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) }) {
+			return fmt.Errorf("%s allows only %s (%s), and what goes to %s=%v may leave by any", n.Title(), strings.Join(o.Allow, ", "), KeyAllow, KeyExcept, p)
+		}
+	}
 	if d.Allow == nil {
 		d.Allow = o.Allow
 		return nil

@@ -190,8 +190,11 @@ func (o *NetworkOptions) set(key, value string) error {
 	return nil
 }
 
+// isLinkName leaves out what the kernel, iptables or a list would read as more
+// than a name: %d counts up, and + is a wildcard.
 func isLinkName(s string) bool {
-	return s != "" && len(s) <= 15 && !strings.ContainsAny(s, "/ \t:,")
+	return s != "" && len(s) <= 15 && s != "." && s != ".." &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:,%+", r) })
 }
 
 func (o *PinOptions) set(key, value string) error {

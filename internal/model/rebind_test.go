@@ -57,6 +57,8 @@ func TestRebindIsMostSpecific(t *testing.T) {
 		{name: "modifiers override", rebind: "nic=eth2 fallback=hold", label: "nic=eth0 fallback=host", want: "eip.nic=eth2 eip.fallback=hold"},
 		{name: "allowed", rebind: "nic=eth2", label: "nic=eth0", network: "allow=eth0,eth2", want: "eip.nic=eth2", nic: "eth2"},
 		{name: "not allowed", rebind: "nic=eth3", label: "nic=eth0", network: "allow=eth0,eth2", want: "eth3 is beyond what its network allows", nic: "eth3"},
+		{name: "excepted", rebind: "nic=eth2 except=0.0.0.0/0", network: "allow=eth2", want: "what goes to eip.except=0.0.0.0/0 may leave by any"},
+		{name: "excepted by the network, too", rebind: "nic=eth2 except=10.1.0.0/16", network: "allow=eth2 except=10.0.0.0/8", want: "eip.nic=eth2 eip.except=10.1.0.0/16"},
 		{name: "locked", rebind: "nic=eth2", network: "nic=eth1 lock=true", want: "is locked (eip.lock)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -22,6 +22,9 @@ type Snapshot struct {
 	Rebinds   []model.Rebind
 	Health    map[string]model.Health // by NIC name; those that are not there are healthy
 	Stay      map[string]Stay         // by container id
+	// Leaving are the endpoints, by id, whose connections may still bear the
+	// address of a NIC that they were pinned to.
+	Leaving map[string]bool
 	// DockerUp: Docker's API has answered since we started, so Docker has
 	// switched ip_forward (and its FORWARD policy) as it wanted to.
 	DockerUp bool
@@ -146,6 +149,7 @@ const BackstopMetric = 4294967295
 type Firewall struct {
 	Mask    model.Mask
 	NICs    []FirewallNIC // managed
+	Primary string        // the NIC that the host leaves by; empty: none
 	Uplinks []Uplink      // every NIC of the host, managed or not, with each of its addresses
 	Locked  []string      // bridges under lock 1: ours, and strict stock ones
 	Watched []string      // other stock bridges with a pinned container

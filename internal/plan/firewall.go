@@ -19,6 +19,9 @@ func (c *compute) firewall(ports []Port) Firewall {
 		return fw
 	}
 	for _, n := range c.in.Host.NICs {
+		if n.Primary {
+			fw.Primary = n.Name
+		}
 		for _, p := range n.Addrs {
 			fw.Uplinks = append(fw.Uplinks, Uplink{n.Name, p.Addr()})
 		}

@@ -63,7 +63,7 @@ func TestHostEntry(t *testing.T) {
 	}
 	own := []netip.Prefix{prefix("172.18.0.100/32")}
 	fw := plan.Firewall{
-		Mask: model.DefaultMask, NICs: []plan.FirewallNIC{{ID: 1, Name: "eth1", HostReplies: true}},
+		Mask: model.DefaultMask, NICs: []plan.FirewallNIC{{ID: 1, Name: "eth1", HostReplies: true}}, Primary: "eth0",
 		Inside: []string{"docker0", "lo"}, Local: []netip.Addr{addr("172.18.0.100")}, Own: own, Masqueraded: own,
 		Sources:  []plan.Source{{Addr: addr("172.18.0.100"), NIC: 1, NICName: "eth1", Address: addr("172.31.0.14")}},
 		Forwards: []plan.Forward{{Proto: model.TCP, Addr: addr("172.31.0.14"), Port: 8090, To: netip.MustParseAddrPort("172.18.0.100:8090")}},

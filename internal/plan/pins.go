@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/eipnet/eipnet/internal/model"
 )
@@ -67,10 +66,10 @@ func (c *compute) decideContainer(group []int) {
 			}
 			c.pins[i] = Pin{Endpoint: e.ID, State: StateBlocked, Why: err.Error()}
 		} else {
-			c.pins[i] = c.pin(e, d, known)
+			c.pins[i] = c.leave(c.pin(e, d, known))
 		}
 		if !decided && len(e.Container.Ignored) > 0 {
-			c.problem(model.CodeImageLabel, model.Warning, e.Name(), "labels of its image are ignored: "+strings.Join(e.Container.Ignored, ", "),
+			c.problem(model.CodeImageLabel, model.Warning, e.Name(), fmt.Sprintf("labels of its image are ignored: %q", e.Container.Ignored),
 				"give the container the label itself, if that is what you want")
 		}
 		decided = true
@@ -113,6 +112,16 @@ func (c *compute) pin(e model.Endpoint, d model.Decision, known bool) Pin {
 		return p
 	}
 	return c.satisfy(e, p, d)
+}
+
+// leave holds what is not pinned any more until its connections are forgotten:
+// each keeps the source address that it began with, and would take it out by
+// the host's routing.
+func (c *compute) leave(p Pin) Pin {
+	if p.State == StateUnpinned && c.in.Leaving[p.Endpoint] {
+		p.State, p.Why = StatePending, "its connections by the NIC that it had are being forgotten"
+	}
+	return p
 }
 
 // mayBePinned reports whether an endpoint's container may be pinned by what

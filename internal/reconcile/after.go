@@ -30,7 +30,11 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 			l.stale = err != nil
 		}
 		if seen {
-			res.partial(l.flushMoved(ctx, fw.Sources, res.Endpoints))
+			err := l.flushMoved(ctx, fw, res.Endpoints)
+			res.partial(err)
+			if err == nil {
+				l.release(res.Desired.Pins)
+			}
 		}
 		// As long as we may not know all of our bridges, none loses its accepts.
 		if len(fw.Ours) > 0 || res.complete {
@@ -69,14 +73,18 @@ func (l *Loop) flushPublished(ctx context.Context, forwards []plan.Forward) erro
 }
 
 // flushMoved forgets the flows of addresses that leave by another way than
-// before: a flow keeps the source address that it began with. An address that
+// before, or have other exceptions: a flow keeps the source address that it began with. An address that
 // is new on a network of ours had no flows that left. One that is held meanwhile,
 // as its NIC is gone, keeps its flows if it then leaves as before. For what
 // stands when Docker is first seen there is [Loop.flushStale].
-func (l *Loop) flushMoved(ctx context.Context, sources []plan.Source, endpoints []model.Endpoint) error {
-	now := make(map[netip.Addr]plan.Source, len(sources))
+func (l *Loop) flushMoved(ctx context.Context, fw plan.Firewall, endpoints []model.Endpoint) error {
+	now := make(map[netip.Addr]plan.Source, len(fw.Sources))
+	except := make(map[netip.Addr][]netip.Prefix)
+	for _, e := range fw.ExceptBy {
+		except[e.Source] = append(except[e.Source], e.To)
+	}
 	var moved []netip.Addr
-	for _, s := range sources {
+	for _, s := range fw.Sources {
 		if s.Verdict == plan.Blocked {
 			continue
 		}
@@ -85,7 +93,7 @@ func (l *Loop) flushMoved(ctx context.Context, sources []plan.Source, endpoints 
 		if !known && !s.Stock {
 			before, known = l.held[s.Addr]
 		}
-		if l.sources == nil || before == s {
+		if l.sources == nil || before == s && slices.Equal(l.except[s.Addr], except[s.Addr]) {
 			continue
 		}
 		if known && before.Verdict != plan.Pending || !known && s.Stock {
@@ -118,8 +126,24 @@ func (l *Loop) flushMoved(ctx context.Context, sources []plan.Source, endpoints 
 			return fmt.Errorf("flushing the flows of moved pins: %w", err)
 		}
 	}
-	l.sources, l.held = now, held
+	l.sources, l.held, l.except = now, held, except
 	return nil
+}
+
+// release lets endpoints follow the host's routing whose connections are
+// forgotten now, and remembers those that are pinned. One that is held leaves
+// its connections as they are.
+func (l *Loop) release(pins []plan.Pin) {
+	now := make(map[string]bool)
+	for _, p := range pins {
+		switch {
+		case p.State == plan.StatePinned, p.State == plan.StateBlocked && l.pinned[p.Endpoint]:
+			now[p.Endpoint] = true
+		case p.State == plan.StatePending && l.pinned[p.Endpoint]:
+			l.Hurry()
+		}
+	}
+	l.pinned = now
 }
 
 // forward keeps our accepts in DOCKER-USER. That is read by a fork, so only

@@ -138,7 +138,9 @@ type Loop struct {
 
 	forwards  map[plan.Forward]bool // UDP forwards of the pass before
 	sources   map[netip.Addr]plan.Source
+	except    map[netip.Addr][]netip.Prefix // of each source
 	stay      map[string]plan.Stay
+	pinned    map[string]bool // endpoints whose connections may bear a NIC's address
 	ports     ports
 	held      map[netip.Addr]plan.Source // what endpoints that are held now left with before
 	bridges   string                     // of the last time that Forwarding ran

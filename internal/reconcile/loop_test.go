@@ -42,6 +42,7 @@ type world struct {
 	noChain   bool  // Docker has not made DOCKER-USER
 	broken    error // of links
 	unflushed error // of translated flows
+	unmoved   error // of those of moved pins
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
@@ -113,8 +114,13 @@ func (p hostPart) FlushConntrackPorts(_ context.Context, dst []netip.AddrPort) (
 func (p hostPart) Peers(context.Context, []string) (map[string]string, error) { return nil, nil }
 
 func (p hostPart) FlushConntrack(_ context.Context, addrs []netip.Addr) (int, error) {
-	p.do(func() { p.moved = append(p.moved, addrs...) })
-	return len(addrs), nil
+	var err error
+	p.do(func() {
+		if err = p.unmoved; err == nil {
+			p.moved = append(p.moved, addrs...)
+		}
+	})
+	return len(addrs), err
 }
 
 func (p hostPart) FlushTranslated(_ context.Context, stale func(from, to, as netip.Addr) bool) (n int, err error) {

@@ -145,7 +145,10 @@ func (l *Loop) settle(ctx context.Context, containerID string) (*Result, error) 
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	return res, l.Sync(ctx, bridges...)
+	if err := l.Sync(ctx, bridges...); err != nil {
+		return nil, err
+	}
+	return l.Last(ctx)
 }
 
 // findContainer finds a running container, or one that was rebound, by its name

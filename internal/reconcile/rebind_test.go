@@ -158,3 +158,48 @@ func TestRebindOfOneThatHasJustStarted(t *testing.T) {
 		}
 	})
 }
+
+// What is not pinned any more follows the host's routing only when its
+// connections are forgotten, which bear the NIC's address; as long as they
+// cannot be, it is held.
+func TestUnpinnedLeavesNothingBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := twoNICs(t)
+		w.do(func() {
+			a := w.endpoints["a"]
+			a.Container.Labels = nil
+			w.endpoints["a"] = a
+			w.unmoved = errors.New("conntrack is busy")
+		})
+		verdict := func() (v plan.Verdict) {
+			synctest.Wait()
+			return w.source("172.19.0.100").Verdict
+		}
+		for range 3 {
+			if err := l.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if v := verdict(); v != plan.Pending {
+				t.Fatalf("with connections of its own it is %v", v)
+			}
+		}
+		w.do(func() { w.unmoved = nil })
+		wait(2 * reconcile.RetryInterval)
+		if v := verdict(); v != plan.ViaHost || len(w.moved) == 0 {
+			t.Errorf("then it is %v, forgotten: %v", v, w.moved)
+		}
+	})
+}
+
+// A destination that is excepted from now on is reached with another address.
+func TestNewExceptionForgetsFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := twoNICs(t)
+		if _, err := l.Rebind(t.Context(), "app", map[string]string{"eip.nic": "eth0", "eip.except": "10.0.0.0/8"}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []netip.Addr{netip.MustParseAddr("172.19.0.100")}; !slices.Equal(w.moved, want) {
+			t.Errorf("flushed %v, want %v", w.moved, want)
+		}
+	})
+}

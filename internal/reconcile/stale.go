@@ -21,8 +21,11 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 		return nil
 	}
 	stale := func(from, to, as netip.Addr) bool {
-		if res.excepted(from, to) || res.inside(as) {
+		if res.inside(as) {
 			return false
+		}
+		if res.excepted(from, to) {
+			return res.ofNIC(as) && !res.byHost(to, as)
 		}
 		pin, pinned := pins[from]
 		return pinned && as != pin || host[from] && !res.byHost(to, as)
@@ -64,6 +67,11 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 		}
 	}
 	return slices.Contains(r.Host.Locals, as)
+}
+
+// ofNIC reports whether it is an address of a NIC.
+func (r *Result) ofNIC(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Host.NICs, func(n model.NIC) bool { return n.Has(a) })
 }
 
 // excepted reports whether what the container sends there follows the host's routing.

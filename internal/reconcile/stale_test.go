@@ -32,7 +32,11 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 			{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.14")}, // somebody else's
 			{at("192.168.7.2"), at("203.0.113.5"), at("172.31.0.14")},  // nobody's
 		}
-		w.flows = append(slices.Clone(stays), [3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")})
+		w.host.NICs = append(w.host.NICs, model.NIC{Name: "eth1", Up: true, Carrier: true, Addrs: []netip.Prefix{netip.MustParsePrefix("172.31.0.14/20")}})
+		w.flows = append(slices.Clone(stays),
+			[3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")},
+			[3]netip.Addr{at("172.19.0.100"), at("10.1.2.3"), at("172.31.0.14")}, // an excepted destination, when it was none
+		)
 		start(t, w)
 		if !slices.Equal(w.flows, stays) {
 			t.Errorf("flows left: %v", w.flows)

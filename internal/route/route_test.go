@@ -355,6 +355,7 @@ func TestDeletedAndForgedIsHealed(t *testing.T) {
 	netnstest.Run(t, func() {
 		m := setup(t)
 		apply(t, m, sample(), true, true)
+		run(t, "route add 10.78.0.0/16 dev veth-other table 9000 proto 201") // somebody else's table
 		before := everything(t)
 		for _, args := range []string{
 			"rule del pref 5110 fwmark 0x2000000/0xff000000",
@@ -371,7 +372,7 @@ func TestDeletedAndForgedIsHealed(t *testing.T) {
 			"route add 10.77.0.0/16 table 8101 proto 201 nexthop via 172.31.0.1 dev eth0 nexthop via 172.31.0.1 dev eth1 onlink",
 			"-6 route append default via fe80::2 dev eth0 onlink table 8101 proto 201",
 			"route replace 172.31.0.0/20 dev eth1 scope link table 8101 proto 201",
-			"route add 10.78.0.0/16 dev veth-other table 9000 proto 201",
+			"route add 10.78.0.0/16 dev veth-other table 8150 proto 201",
 		} {
 			run(t, args)
 		}

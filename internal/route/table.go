@@ -122,7 +122,7 @@ func fromKernelRoute(k netlink.Route, names map[int]string) kernelRoute {
 	return out
 }
 
-// listRoutes returns the routes of all tables that are ours.
+// listRoutes returns the routes of ours: with our protocol, and in one of our tables.
 func (m *Manager) listRoutes(names map[int]string) ([]kernelRoute, error) {
 	list, err := dump(func() ([]netlink.Route, error) {
 		filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Protocol: model.Protocol}
@@ -133,7 +133,8 @@ func (m *Manager) listRoutes(names map[int]string) ([]kernelRoute, error) {
 	}
 	var out []kernelRoute
 	for _, k := range list {
-		if k.Family == unix.AF_INET || k.Family == unix.AF_INET6 {
+		ours := k.Table >= model.TableInside && k.Table <= model.TableNull
+		if ours && (k.Family == unix.AF_INET || k.Family == unix.AF_INET6) {
 			out = append(out, fromKernelRoute(k, names))
 		}
 	}

@@ -23,6 +23,7 @@ func TestRebind(t *testing.T) {
 	r.docker("network", "create", "-d", "eipnet", "--subnet", "172.22.0.0/16", "-o", "eip.allow=eth0,eth1", "ceiling")
 	t.Run("eipnet network", func(t *testing.T) { r.rebindUnderTraffic(t, network) })
 	t.Run("stock network", func(t *testing.T) { r.rebindUnderTraffic(t, "stock") })
+	t.Run("to the host's way", r.rebindToHost)
 	t.Run("remembered", r.rebindRemembered)
 	t.Run("refused", r.rebindRefused)
 }
@@ -107,6 +108,35 @@ func (r *rig) rebindUnderTraffic(t *testing.T, on string) {
 		s.goesOn(t)
 	}
 	r.clean()
+}
+
+// Connections that began by a NIC do not go on by the host's routing, with that
+// NIC's address, when their container is not pinned any more or where they go to
+// is excepted.
+func (r *rig) rebindToHost(t *testing.T) {
+	for _, on := range []string{network, "stock"} {
+		for what, args := range map[string][]string{"cleared": {"--clear"}, "excepted": {"eth1", "eip.except=" + lab.SiteAddr.String() + "/32"}} {
+			name := what + "-on-" + on
+			r.start(t, name, "--network", on)
+			if _, err := r.rebind(name, "eth1"); err != nil {
+				t.Fatal(err)
+			}
+			r.docker("exec", "-d", name, "/app", "tcp", "--hold", "--interval", "1ms", lab.SiteAddr.String()+":7")
+			r.eventually("it to have a session", func() error {
+				flows := r.on("conntrack", "-L", "--src", r.address(name, on), "-p", "tcp", "--dport", "7")
+				if !strings.Contains(flows, "dst="+r.Addr("eth1").String()) {
+					return errors.New("no flow yet")
+				}
+				return nil
+			})
+			r.resetSniffers()
+			if _, err := r.rebind(append([]string{name}, args...)...); err != nil {
+				t.Fatal(err)
+			}
+			r.leaves(t, name, r.EIP("eth0").String())
+			r.clean()
+		}
+	}
 }
 
 // address is a container's address on a network.
