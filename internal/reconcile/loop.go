@@ -280,11 +280,14 @@ func (l *Loop) Run(ctx context.Context) error {
 		whole, before := context.WithoutCancel(ctx), l.last.Load()
 		res := l.pass(whole)
 		res.Took = time.Since(res.At)
-		l.publish(res)
+		early, complete := *res, *res
+		if before != nil {
+			early.Problems = before.Problems // as long as not all of them are known
+		}
+		l.publish(&early)
 		for _, w := range waiting {
 			w.done <- res.errorFor(w.subjects)
 		}
-		complete := *res // readers have the other one
 		complete.Problems, complete.Partial = slices.Clone(res.Problems), slices.Clone(res.Partial)
 		l.after(whole, &complete, before)
 		l.publish(&complete)
