@@ -58,6 +58,7 @@ type network struct {
 	Network
 	subnets  []model.Subnet
 	internal bool
+	parent   string // the host's link that a macvlan or ipvlan is on
 }
 
 type attachment struct {
@@ -167,6 +168,7 @@ func toNetwork(n dockernet.Network) network {
 			Bridge: bridgeOf(n.ID, n.Driver, n.Options),
 		},
 		internal: n.Internal,
+		parent:   n.Options["parent"],
 	}
 	for _, c := range n.IPAM.Config {
 		out.subnets = append(out.subnets, model.Subnet{Prefix: c.Subnet, Gateway: c.Gateway})

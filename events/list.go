@@ -117,6 +117,7 @@ func (s *session) assemble(ctx context.Context, networks []network, attached []m
 			}
 			return told{container: containers[l.id], options: l.options(n.Network)}, true
 		})
+		v.Beside = append(v.Beside, n.besides(attached[i], index, containers)...)
 		if n.Unlisted {
 			v.keep(s.View(), n.ID)
 		}
@@ -130,7 +131,7 @@ func (s *session) assemble(ctx context.Context, networks []network, attached []m
 	return v
 }
 
-// keep takes over a network's endpoints from an earlier view.
+// keep takes over what is on a network from an earlier view.
 func (v *View) keep(before *View, networkID string) {
 	if before == nil {
 		return
@@ -139,6 +140,11 @@ func (v *View) keep(before *View, networkID string) {
 		if e.NetworkID == networkID {
 			v.Endpoints = append(v.Endpoints, e)
 			v.Containers[e.ID] = e.Container
+		}
+	}
+	for _, b := range before.Beside {
+		if b.NetworkID == networkID {
+			v.Beside = append(v.Beside, b)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package events
 import (
 	"cmp"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ type View struct {
 	// Strays are the containers whose eip.* labels have no effect, as they have no
 	// endpoint. Sorted by container id.
 	Strays []model.Stray
+	// Beside are the containers, by network, that are on a network out of reach:
+	// see beside. Sorted by network and container id.
+	Beside []model.Beside
 	// Exists are the ids of all containers, running or not, of the full list.
 	Exists        map[string]bool
 	EngineVersion string
@@ -50,6 +54,13 @@ type Network struct {
 const stockDriver = "bridge"
 
 func (n Network) stock() bool { return n.Driver == stockDriver }
+
+// Ours tells whether Docker means us by the driver's name: that of our socket, or
+// that of a managed plugin ("eipnet/eipnet:latest"), whatever its repository and tag.
+func (n Network) Ours() bool {
+	name, _, _ := strings.Cut(path.Base(n.Driver), ":")
+	return name == "eipnet"
+}
 
 func (n network) model() model.Network {
 	out := model.Network{
@@ -112,6 +123,9 @@ func (v *View) sort() {
 	slices.SortFunc(v.Stock, func(a, b model.Network) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(v.Endpoints, func(a, b model.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(v.Strays, func(a, b model.Stray) int { return cmp.Compare(a.Container.ID, b.Container.ID) })
+	slices.SortFunc(v.Beside, func(a, b model.Beside) int {
+		return cmp.Or(cmp.Compare(a.NetworkID, b.NetworkID), cmp.Compare(a.Container.ID, b.Container.ID))
+	})
 }
 
 // patch is a network's endpoints as they were asked for since a list was begun.

@@ -97,7 +97,7 @@ func (d dockerView) View() (reconcile.DockerView, bool) {
 	}
 	d.lost.look(v, d.store)
 	return reconcile.DockerView{
-		Containers: v.Containers, Stock: v.Stock, Endpoints: v.Endpoints, Strays: v.Strays,
+		Containers: v.Containers, Stock: v.Stock, Endpoints: v.Endpoints, Strays: v.Strays, Beside: v.Beside,
 		Incomplete: len(d.lost.names) > 0,
 	}, true
 }

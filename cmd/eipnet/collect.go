@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"path"
-	"strings"
 	"time"
 
 	"github.com/eipnet/eipnet/driver"
@@ -112,7 +110,7 @@ func (l *lostNetworks) look(v *events.View, store *state.Store) {
 	if !l.looked {
 		l.looked, l.names = true, make(map[string]string)
 		for _, n := range v.Networks {
-			if _, known := store.Network(n.ID); !known && ours(n.Driver) {
+			if _, known := store.Network(n.ID); !known && n.Ours() {
 				l.names[n.ID] = n.Name
 			}
 		}
@@ -121,11 +119,4 @@ func (l *lostNetworks) look(v *events.View, store *state.Store) {
 		_, still := v.Networks[id]
 		return !still
 	})
-}
-
-// ours tells whether Docker means us by a driver's name: that of our socket, or
-// that of a managed plugin ("eipnet/eipnet:latest"), whatever its repository and tag.
-func ours(driver string) bool {
-	name, _, _ := strings.Cut(path.Base(driver), ":")
-	return name == "eipnet"
 }

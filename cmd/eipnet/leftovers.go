@@ -131,7 +131,7 @@ func stillUsed(ctx context.Context, o cleanupOptions, m *memory) []string {
 	used := make(map[string]bool)
 	if v := lookAtDocker(ctx, o); v != nil {
 		for _, n := range v.Networks {
-			if ours(n.Driver) {
+			if n.Ours() {
 				used["network "+n.Name] = true
 			}
 		}

@@ -106,6 +106,16 @@ type Stray struct {
 	Mode      string // "host", "none" or "container:ID"
 }
 
+// Beside is a container's attachment to a network by which packets leave the
+// host past everything of ours: a macvlan, an ipvlan, or one of another plugin.
+type Beside struct {
+	Container Container
+	NetworkID string
+	Network   string            // its name
+	Driver    string            // its driver's
+	Labels    map[string]string // the network's, eip.* only: they have no effect
+}
+
 // ShortID cuts a Docker id to the twelve characters that Docker shows.
 func ShortID(id string) string {
 	if len(id) > 12 {

@@ -27,6 +27,7 @@ const (
 	CodeEIPUnknown     Code = "eip-unknown"      // eip.public names an EIP that nobody mapped
 	CodeImageLabel     Code = "image-label"      // eip.* labels of an image, ignored
 	CodeNoEndpoint     Code = "no-endpoint"      // labels on a container without a network of its own
+	CodeBesidePin      Code = "beside-pin"       // a pinned container is on a network out of reach
 	CodeNetworkUnknown Code = "network-unknown"  // Docker has a network of ours that the state lacks
 	CodePending        Code = "pending"          // labels not known yet
 	CodePortTaken      Code = "port-taken"       // a published port could not be reserved

@@ -25,6 +25,7 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 	c.nets = c.relevant()
 	c.manage()
 	c.strays()
+	c.beside()
 	c.elsewhere()
 	d := Desired{
 		IDs:   c.ids,

@@ -19,6 +19,7 @@ type Snapshot struct {
 	Networks  []model.Network
 	Endpoints []model.Endpoint
 	Strays    []model.Stray
+	Beside    []model.Beside // all containers on such networks, pinned or not
 	Rebinds   []model.Rebind
 	Health    map[string]model.Health // by NIC name; those that are not there are healthy
 	Stay      map[string]Stay         // by container id

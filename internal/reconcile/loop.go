@@ -91,6 +91,7 @@ type DockerView struct {
 	Stock      []model.Network            // networks of Docker's bridge driver
 	Endpoints  []model.Endpoint           // on those
 	Strays     []model.Stray
+	Beside     []model.Beside
 	// Incomplete: Docker knows networks of ours that we do not (our state was
 	// lost). Nothing is taken away then.
 	Incomplete bool

@@ -97,7 +97,7 @@ func (l *Loop) gather(res *Result, view DockerView, seen bool) {
 	for _, e := range l.o.Store.HostEntries() {
 		res.Networks, res.Endpoints = append(res.Networks, e.Network()), append(res.Endpoints, e.Endpoint())
 	}
-	res.Strays = view.Strays
+	res.Strays, res.Beside = view.Strays, view.Beside
 }
 
 // rememberStrict persists the strict stock networks, so that they are locked
@@ -152,7 +152,8 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 		res.Host = host
 		res.snapshot = plan.Snapshot{
 			Settings: l.o.Settings, Host: host, IDs: l.o.Store.NICIDs(), Stay: l.stay, Leaving: l.pinned,
-			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
+			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Beside: res.Beside,
+			Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
 		}
 		res.snapshot.Health = l.o.Health.Look(ctx, host, res.snapshot.IDs, watch)
 		res.Desired, res.Problems = plan.Compute(res.snapshot)

@@ -17,6 +17,7 @@ type Result struct {
 	Networks  []model.Network
 	Endpoints []model.Endpoint
 	Strays    []model.Stray
+	Beside    []model.Beside
 	Desired   plan.Desired
 	snapshot  plan.Snapshot // that Desired was computed from
 	Problems  []model.Problem

@@ -29,6 +29,7 @@ func TestWatch(t *testing.T) {
 			t.Run("network label", r.watchStrict)
 			t.Run("default bridge", r.watchDefault)
 			t.Run("trust", r.watchTrust)
+			t.Run("macvlan", r.watchBeside)
 		})
 	}
 }
@@ -180,4 +181,26 @@ func (r *rig) watchTrust(t *testing.T) {
 	r.problem("strays", "locked")
 	r.held(t, "strays")
 	r.clean()
+}
+
+// A macvlan is out of reach: that is told of whoever is pinned, by a label or by
+// another network, and of nobody else.
+func (r *rig) watchBeside(t *testing.T) {
+	r.docker("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", "172.28.0.0/16", "lan")
+	t.Cleanup(func() { r.docker("network", "rm", "lan") })
+	r.start(t, "unsaid", "--network", "lan")
+	r.start(t, "onLan", "--network", "lan", "--label", "eip.nic=eth1")
+	r.problem("onLan", "network lan of driver macvlan", "instead")
+	r.start(t, "byNet", "--network", "strict")
+	r.docker("network", "connect", "lan", "byNet")
+	r.problem("byNet", "network lan of driver macvlan", "docker network disconnect lan byNet")
+	r.docker("network", "disconnect", "lan", "byNet")
+	r.eventually("one problem to be left", func() error {
+		s, err := r.status()
+		if err == nil && len(s.Problems) != 1 {
+			err = fmt.Errorf("problems: %v", s.Problems)
+		}
+		return err
+	})
+	r.leaves(t, "byNet", r.EIP("eth2").String())
 }
