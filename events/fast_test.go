@@ -29,8 +29,8 @@ func (r *running) untilEndpoint(id string) model.Endpoint {
 	return e
 }
 
-// TestUrgent: the view has a pinned container within milliseconds, and no full
-// list is needed for it.
+// TestUrgent: the view has a pinned container at once, which is milliseconds on
+// an idle machine, and no full list is needed for it.
 func TestUrgent(t *testing.T) {
 	d := newDocker(t)
 	d.addNetwork(net1, object{"Name": "web", "Driver": "bridge"})
@@ -59,7 +59,7 @@ func TestUrgent(t *testing.T) {
 			t.Errorf("(-endpoint's +container's):\n%s", diff)
 		}
 	}
-	if best > 50*time.Millisecond {
+	if best > time.Second {
 		t.Errorf("took %v", best)
 	}
 	v := w.View()

@@ -142,7 +142,7 @@ func (l *lab) call4(t *testing.T, c call) {
 	if seen != c.seen || !errors.Is(err, c.err) {
 		t.Errorf("seen as %q, error %v; want %q, %v", seen, err, c.seen, c.err)
 	}
-	if c.counter != "" && counter(t, l.m, c.counter) == before {
+	if c.counter != "" && !moves(t, l.m, c.counter, before) {
 		t.Errorf("counter %s did not move", c.counter)
 	}
 	l.nothingForeign(t)

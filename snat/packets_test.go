@@ -31,11 +31,10 @@ func testPackets(t *testing.T, l *lab, bridgeNF bool) {
 
 	t.Run("foreign packets are seen", func(t *testing.T) { // the check is no check unless it can fail
 		l.host.run(t, "ip addr add 192.0.2.77/32 dev lo")
-		_, _ = ask(t, l.host, "192.0.2.77", worldAddr+":80", silence)
-		l.host.run(t, "ip addr del 192.0.2.77/32 dev lo")
-		if counted(t, l.world, "fabric", "foreign") == 0 {
+		if !planted(t, l.world, "fabric", "foreign", func() { _, _ = ask(t, l.host, "192.0.2.77", worldAddr+":80", silence) }) {
 			t.Fatal("a planted packet was not counted")
 		}
+		l.host.run(t, "ip addr del 192.0.2.77/32 dev lo")
 	})
 
 	tests := slices.Concat(l.outward(), l.inward(), l.inside(), l.watched())
@@ -154,23 +153,19 @@ func TestNeighbourUntouched(t *testing.T) {
 	}
 	// Where Docker's own routing goes wrong, and where conntrack knows of no
 	// connection, that is as it would be without us.
-	_, _ = ask(t, l.world, worldAddr, "172.31.16.14:9003", silence)
-	if counted(t, l.world, "fabric", "foreign") == 0 {
+	if !planted(t, l.world, "fabric", "foreign", func() { _, _ = ask(t, l.world, worldAddr, "172.31.16.14:9003", silence) }) {
 		t.Error("an answer by the wrong NIC was stopped")
 	}
-	segment(t, l.stock, "172.20.0.3", worldAddr, 80, tcpRST)
-	if counted(t, l.world, "fabric", "foreign") == 0 {
+	if !planted(t, l.world, "fabric", "foreign", func() { segment(t, l.stock, "172.20.0.3", worldAddr, 80, tcpRST) }) {
 		t.Error("a segment of no connection was stopped")
 	}
-	_, _ = ask(t, l.world, worldAddr, "10.8.0.1:22", silence) // comes by eth1
-	if counted(t, l.world, "fabric", "foreign") == 0 {
+	if !planted(t, l.world, "fabric", "foreign", func() { _, _ = ask(t, l.world, worldAddr, "10.8.0.1:22", silence) }) { // comes by eth1
 		t.Error("the host's own answer was stopped")
 	}
 	// The check can fail.
 	l.fw.Own = append(l.fw.Own, prefixes("172.20.0.3/32")...)
 	apply(t, l.m, l.fw, true, true)
-	_, _ = ask(t, l.world, worldAddr, "172.31.0.8:9003", silence)
-	if counted(t, l.host, "docker", "touched") == 0 {
+	if !planted(t, l.host, "docker", "touched", func() { _, _ = ask(t, l.world, worldAddr, "172.31.0.8:9003", silence) }) {
 		t.Error("a mark was not seen")
 	}
 }
@@ -203,7 +198,7 @@ func (l *lab) noConnection(t *testing.T) {
 			}{"FIN": {80, tcpFIN | tcpACK}, "RST": {80, tcpRST}, "ACK": {80, tcpACK}, "untracked": {81, tcpSYN}} {
 				before := counter(t, l.m, CounterGuardInvalid)
 				segment(t, ns, from, to, s.port, s.flags)
-				if counter(t, l.m, CounterGuardInvalid) == before {
+				if !moves(t, l.m, CounterGuardInvalid, before) {
 					t.Errorf("%s from %s was not stopped", name, from)
 				}
 			}

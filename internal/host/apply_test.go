@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -435,7 +436,11 @@ func TestNullDeviceLeadsNowhere(t *testing.T) {
 		ip(t, "rule add pref 5190 iif eip_bridge lookup 8199", "-6 rule add pref 5190 iif eip_bridge lookup 8199",
 			"route add default dev eipnull0 table 8199", "-6 route add default dev eipnull0 table 8199")
 	})
-	far.Do(count)
+	eventually(t, "what was planted before the rule to have arrived", func() bool {
+		far.Do(count)
+		pause(t.Context(), 200*time.Millisecond)
+		return silent() == 2
+	})
 	before := txOf(t, host, model.NullDevice)
 	eventually(t, "the packets are at the null device", func() bool { send(); return txOf(t, host, model.NullDevice) >= before+20 })
 	if silent() != 2 {

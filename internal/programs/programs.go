@@ -40,7 +40,7 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	held    map[string]int  // holders of each endpoint, by id
-	orphans map[string]bool // endpoints that nobody holds, by id
+	orphans map[string]bool // endpoints that nobody holds and nobody is removing, by id
 }
 
 // New returns a Keeper. What is attached now was left by an earlier daemon.
@@ -70,10 +70,13 @@ func (k *Keeper) Attach(ctx context.Context, p model.Program) (model.Attachment,
 }
 
 // Resume makes the caller hold an endpoint that is there: the daemon has been
-// started anew since it was made.
+// started anew since it was made. One that is being removed is not there.
 func (k *Keeper) Resume(id string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.held[id] == 0 && !k.orphans[id] {
+		return ErrUnknown
+	}
 	if !slices.ContainsFunc(k.o.Driver.Attached(), func(e model.Endpoint) bool { return e.ID == id }) {
 		return ErrUnknown
 	}
@@ -83,16 +86,20 @@ func (k *Keeper) Resume(id string) error {
 }
 
 // Release lets go of an endpoint; with its last holder it is removed. As the
-// daemon ends (stopping is done) it stays for the next one.
+// daemon ends (stopping is done) it stays for the next one, and may still be
+// held by whoever asks before that is there.
 func (k *Keeper) Release(stopping context.Context, id string) {
 	k.mu.Lock()
 	k.held[id]--
-	last := k.held[id] <= 0
+	last, stays := k.held[id] <= 0, stopping.Err() != nil
 	if last {
 		delete(k.held, id)
+		if stays {
+			k.orphans[id] = true
+		}
 	}
 	k.mu.Unlock()
-	if last && stopping.Err() == nil {
+	if last && !stays {
 		k.drop(stopping, id)
 	}
 }
@@ -107,7 +114,8 @@ func (k *Keeper) Remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// drop removes an endpoint that nobody holds; if it cannot be, Run tries again.
+// drop removes an endpoint that nobody holds, and nobody can take hold of any
+// more; if it cannot be removed, it is an orphan, and Run tries again.
 func (k *Keeper) drop(ctx context.Context, id string) {
 	err := k.Remove(ctx, id)
 	if err != nil {
@@ -115,8 +123,8 @@ func (k *Keeper) drop(ctx context.Context, id string) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.orphans[id] = err != nil; err == nil {
-		delete(k.orphans, id)
+	if err != nil {
+		k.orphans[id] = true
 	}
 }
 
@@ -139,9 +147,12 @@ func (k *Keeper) sweep(ctx context.Context, late bool) {
 	for _, e := range k.o.Driver.Attached() {
 		gone := e.Phase != model.Joined || !k.o.LinkThere(e.Veth)
 		k.mu.Lock()
-		due := k.orphans[e.ID] && (late || gone)
+		due := k.orphans[e.ID] && (late || gone) && ctx.Err() == nil
+		if due {
+			delete(k.orphans, e.ID)
+		}
 		k.mu.Unlock()
-		if due && ctx.Err() == nil {
+		if due {
 			k.drop(ctx, e.ID)
 		}
 	}

@@ -22,6 +22,7 @@ type world struct {
 	endpoints []model.Endpoint
 	gone      map[string]bool // links that are not there
 	refuse    error           // what Detach answers
+	meanwhile func(id string) // called while an endpoint is removed
 }
 
 func (w *world) Attach(_ context.Context, p model.Program) (model.Attachment, error) {
@@ -32,6 +33,9 @@ func (w *world) Attach(_ context.Context, p model.Program) (model.Attachment, er
 }
 
 func (w *world) Detach(_ context.Context, id string) error {
+	if w.meanwhile != nil {
+		w.meanwhile(id)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.refuse != nil {
@@ -111,6 +115,9 @@ func TestHold(t *testing.T) {
 	if diff := cmp.Diff([]string{"b"}, w.ids()); diff != "" {
 		t.Errorf("as the daemon ends (-want +got)\n%s", diff)
 	}
+	if err := k.Resume("b"); err != nil {
+		t.Errorf("resuming as the daemon ends: %v", err)
+	}
 }
 
 // What an earlier daemon left goes at once where its namespace is gone, after
@@ -144,6 +151,37 @@ func TestOrphans(t *testing.T) {
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Nobody takes hold of an endpoint that is being removed, be it by its last
+// holder or as an orphan; of one that could not be removed, somebody may.
+func TestResumeWhileRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{gone: map[string]bool{"orphan": true}}
+		attach(t, keeper(w), "orphan")
+		k := keeper(w)
+		attach(t, k, "released")
+		w.refusing(errors.New("not now"))
+		resumed := make(map[string]error)
+		w.meanwhile = func(id string) { resumed[id] = k.Resume(id) }
+		k.Release(t.Context(), "released")
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- k.Run(ctx) }()
+		synctest.Wait()
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		for _, id := range []string{"orphan", "released"} {
+			if err := resumed[id]; !errors.Is(err, programs.ErrUnknown) {
+				t.Errorf("resuming %s while it was removed: %v", id, err)
+			}
+			if err := k.Resume(id); err != nil {
+				t.Errorf("resuming %s, which could not be removed: %v", id, err)
+			}
 		}
 	})
 }

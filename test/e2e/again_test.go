@@ -14,7 +14,7 @@ import (
 // hear from Docker, or it is not there. Whoever had them before, nothing leaves
 // by a way that was not meant for the new one.
 func TestAddressGivenAgain(t *testing.T) {
-	r := prepare(t, lab.Config{Shape: lab.OneSubnet})
+	r := prepare(t, lab.Config{Shape: lab.OneSubnet}, "--nics", allNICs)
 	p := r.proxied()
 	r.serve()
 	r.createStrict("--subnet", "172.21.0.0/16")

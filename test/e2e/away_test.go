@@ -26,7 +26,7 @@ func TestDockerAway(t *testing.T) {
 	if soak() {
 		away = time.Minute
 	}
-	r := prepare(t, lab.Config{Shape: lab.OneSubnet}, "--collect-after", "1s")
+	r := prepare(t, lab.Config{Shape: lab.OneSubnet}, "--collect-after", "5s", "--nics", allNICs)
 	p := r.proxied()
 	r.serve()
 	r.createNetwork()

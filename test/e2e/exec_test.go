@@ -74,7 +74,7 @@ func (r *rig) gone(before string) {
 
 // TestExec: unchanged programs of the host on one NIC each.
 func TestExec(t *testing.T) {
-	r := up(t, lab.Config{}, "--collect-after", "1s")
+	r := up(t, lab.Config{}, "--collect-after", "5s", "--nics", "eth0,eth1")
 	app, err := r.BuildApp(t.Context())
 	if err != nil {
 		t.Fatal(err)

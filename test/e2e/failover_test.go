@@ -99,7 +99,7 @@ func (r *rig) until(t *testing.T, name, want string) time.Duration {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	answered := make(chan time.Time, 1)
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(300 * time.Millisecond) // many at once would fill the machine
 	defer tick.Stop()
 	for {
 		go func() {

@@ -146,7 +146,7 @@ func (r *rig) quoteOthers(t *testing.T) {
 		}
 		r.resetSniffers()
 		r.send(from, errs...)
-		r.nothing(from+" quotes others", func(p lab.Packet) bool { return p.Proto == lab.ProtoICMP })
+		r.nothing(from+" quotes others", func(p lab.Packet) bool { return p.Proto == lab.ProtoICMP && p.SPort == 3 && p.DPort == 1 })
 		r.clean()
 	}
 }

@@ -230,9 +230,12 @@ func (g *gang) try(t *testing.T, who string, attempts []attempt) {
 	g.r.nothing(g.name(who)+" sends with what is not its own", func(p lab.Packet) bool { return what[p.DPort] != "" })
 	g.r.clean()
 	// The host drops its own address as a source by itself.
-	if got := g.counted(t) - before; got+1 < uint64(len(frames)) {
-		t.Errorf("%s: %d of %d frames were counted", g.name(who), got, len(frames))
-	}
+	g.r.eventually("what "+g.name(who)+" sent to be counted", func() error {
+		if got := g.counted(t) - before; got+1 < uint64(len(frames)) {
+			return fmt.Errorf("%d of %d frames were", got, len(frames))
+		}
+		return nil
+	})
 }
 
 // secondAddress gives the container one more address, as a program in it with

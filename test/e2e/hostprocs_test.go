@@ -68,9 +68,13 @@ func (r *rig) works() {
 			}
 			return err
 		})
-		if got, err := r.fromHost(r.t.Context(), p.addr, "udp", echoUDP); err != nil || !strings.HasPrefix(got, eip+":") {
-			r.t.Errorf("UDP from %v: seen as %q, %v", p.addr, got, err)
-		}
+		r.eventually(fmt.Sprintf("UDP from %v to be answered", p.addr), func() error {
+			got, err := r.fromHost(r.t.Context(), p.addr, "udp", echoUDP)
+			if !late(err) && (err != nil || !strings.HasPrefix(got, eip+":")) {
+				r.t.Fatalf("UDP from %v: seen as %q, %v", p.addr, got, err)
+			}
+			return err
+		})
 	}
 }
 

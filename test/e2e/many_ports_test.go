@@ -28,53 +28,61 @@ func (r *rig) manyPorts(t *testing.T) {
 	for i := range ports {
 		publish = append(publish, "-p", fmt.Sprintf("%d:8080", first+i))
 	}
-	run := func(network string, args ...string) (took time.Duration, transactions uint32) {
+	cost := func(args ...string) (c portsCost) {
 		before := r.generation(t)
 		start := time.Now()
-		r.docker(slices.Concat([]string{"run", "-d", "--name", "many", "--network", network, "--label", "eip.nic=eth1"}, args, []string{lab.Image})...)
-		return time.Since(start), r.generation(t) - before
+		r.docker(args...)
+		return portsCost{time.Since(start), r.generation(t) - before}
 	}
-	remove := func() (took time.Duration, transactions uint32) {
-		before := r.generation(t)
-		start := time.Now()
-		r.docker("rm", "-f", "many")
-		return time.Since(start), r.generation(t) - before
+	run := func(network string, args ...string) portsCost {
+		return cost(slices.Concat([]string{"run", "-d", "--name", "many", "--network", network, "--label", "eip.nic=eth1"}, args, []string{lab.Image})...)
 	}
+	remove := func() portsCost { return cost("rm", "-f", "many") }
 
 	// A start or an end takes one more where Docker's API is slow, as the container is held
-	// until it answers: the fewest of a few starts count.
-	start := func(args ...string) (took time.Duration, come, gone uint32) {
-		took, come = run(network, args...)
-		gone = math.MaxUint32
-		for range 2 {
-			_, went := remove()
-			again, transactions := run(network, args...)
-			took, come, gone = min(took, again), min(come, transactions), min(gone, went)
+	// until it answers: the least of a few rounds counts. The container of the last one stays.
+	start := func(args ...string) (come, gone portsCost) {
+		const rounds = 4
+		come, gone = run(network, args...), portsCost{math.MaxInt64, math.MaxUint32}
+		for range rounds - 1 {
+			gone = gone.least(remove())
+			come = come.least(run(network, args...))
 		}
-		return took, come, gone
+		return come, gone
 	}
-	_, withNone, goneWithNone := start()
+	none, noneGone := start()
 	remove()
-	ours, withPorts, goneWithPorts := start(publish...)
-	if withPorts != withNone+1 || goneWithPorts > goneWithNone+1 {
-		t.Errorf("a container took %d transactions to start and %d to go with %d ports, %d and %d without any", withPorts, goneWithPorts, ports, withNone, goneWithNone)
+	ours, oursGone := start(publish...)
+	if ours.transactions > none.transactions+1 || oursGone.transactions > noneGone.transactions+1 {
+		t.Errorf("a container took %d transactions to start and %d to go with %d ports, %d and %d without any",
+			ours.transactions, oursGone.transactions, ports, none.transactions, noneGone.transactions)
 	}
 	r.allAnswer(t, first, ports)
 	if got := r.publishedPorts(t, "many"); len(got) != ports {
 		t.Errorf("status shows %d ports of %d", len(got), ports)
 	}
-	oursGone, _ := remove()
+	oursGone = oursGone.least(remove())
 
-	docker, dockersTransactions := run("plain", publish...)
-	dockerGone, _ := remove()
+	docker := run("plain", publish...)
+	dockerGone := remove()
 	what := fmt.Sprintf("docker run with %d published ports, against Docker's own bridge", ports)
-	r.report(what, fmt.Sprintf("%v, %v", ours.Round(time.Millisecond), docker.Round(time.Millisecond)), "less")
-	r.report(fmt.Sprintf("docker rm of it with %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%v, %v", oursGone.Round(time.Millisecond), dockerGone.Round(time.Millisecond)), "less")
-	r.report(fmt.Sprintf("nftables transactions for %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%d, %d", withPorts-withNone, dockersTransactions), "1")
-	if ours > docker || oursGone > dockerGone {
+	r.report(what, fmt.Sprintf("%v, %v", ours.took.Round(time.Millisecond), docker.took.Round(time.Millisecond)), "less")
+	r.report(fmt.Sprintf("docker rm of it with %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%v, %v", oursGone.took.Round(time.Millisecond), dockerGone.took.Round(time.Millisecond)), "less")
+	r.report(fmt.Sprintf("nftables transactions for %d published ports, against Docker's own bridge", ports), fmt.Sprintf("%d, %d", ours.transactions-none.transactions, docker.transactions), "1")
+	if ours.took > docker.took || oursGone.took > dockerGone.took {
 		t.Errorf("%s: longer", what)
 	}
 	r.clean()
+}
+
+// portsCost is what a docker command took.
+type portsCost struct {
+	took         time.Duration
+	transactions uint32 // in nftables
+}
+
+func (c portsCost) least(o portsCost) portsCost {
+	return portsCost{min(c.took, o.took), min(c.transactions, o.transactions)}
 }
 
 // generation counts nftables' transactions in the host's namespace, whoever makes them.

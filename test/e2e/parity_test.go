@@ -238,7 +238,7 @@ type seen struct{ v4, v6 string }
 // dropped is asked about in vain, and a busy machine is slow.
 const (
 	probeTime  = 1500 * time.Millisecond
-	probeTries = 2
+	probeTries = 3
 )
 
 // ask asks everything at once and returns as whom the asker was seen.

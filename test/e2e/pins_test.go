@@ -96,10 +96,13 @@ ip addr add 172.31.0.8/20 dev eth0; ip addr add 172.31.0.14/20 dev eth1; ip rout
 			t.Fatalf("endpoint %+v", e)
 		}
 	}
-	took := regexp.MustCompile(`msg="host changed".* endpoints=1000.* took=(\S+)`).FindStringSubmatch(log())
-	if took == nil {
-		t.Fatalf("the log does not tell of the first pass:\n%s", log())
-	}
+	var took []string
+	r.eventually("the log to tell of the first pass", func() (err error) {
+		if took = regexp.MustCompile(`msg="host changed".* endpoints=1000.* took=(\S+)`).FindStringSubmatch(log()); took == nil {
+			err = errors.New(log())
+		}
+		return err
+	})
 	rebuild, err := time.ParseDuration(took[1])
 	if err != nil {
 		t.Fatal(err)
@@ -112,6 +115,15 @@ ip addr add 172.31.0.8/20 dev eth0; ip addr add 172.31.0.14/20 dev eth1; ip rout
 		t.Errorf("the kernel has %d pins", n)
 	}
 
+	r.eventually("a second without a pass", func() error {
+		before, err := status()
+		<-time.After(time.Second)
+		now, again := status()
+		if err = errors.Join(err, again); err == nil && !now.Pass.At.Equal(before.Pass.At) {
+			err = fmt.Errorf("one ended at %v", now.Pass.At)
+		}
+		return err
+	})
 	idle(t, r, cmd.Process.Pid)
 	said, before := len(log()), time.Now()
 	run("ip addr add 192.0.2.1/32 dev lo") // something happens that is nobody's business

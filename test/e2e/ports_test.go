@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/eipnet/eipnet/internal/api"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
@@ -122,19 +123,21 @@ func (r *rig) portsChosen(t *testing.T) {
 }
 
 // publishedPorts is what status shows of a container.
-func (r *rig) publishedPorts(t *testing.T, container string) []string {
+func (r *rig) publishedPorts(t *testing.T, container string) (ports []string) {
 	t.Helper()
-	s, err := r.status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range s.Endpoints {
-		if e.Container == container {
-			return e.Ports
+	r.in(t).eventually("status to know "+container, func() error {
+		s, err := r.status()
+		if err != nil {
+			return err
 		}
-	}
-	t.Fatalf("status does not know %s", container)
-	return nil
+		i := slices.IndexFunc(s.Endpoints, func(e api.Endpoint) bool { return e.Container == container })
+		if i < 0 {
+			return fmt.Errorf("it knows %+v", s.Endpoints)
+		}
+		ports = s.Endpoints[i].Ports
+		return nil
+	})
+	return ports
 }
 
 // portsTexts compares what both drivers say where a port cannot be had.

@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"github.com/eipnet/eipnet/internal/api"
+	"github.com/eipnet/eipnet/internal/plan"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
 // TestRebind: running containers move to another NIC under traffic, on eipnet
 // networks and on Docker's.
 func TestRebind(t *testing.T) {
-	r := up(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "1"}, "--collect-after", "1s")
+	r := up(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "1"}, "--collect-after", "5s", "--nics", allNICs)
 	r.createNetwork()
 	r.docker("network", "create", "--subnet", "172.20.0.0/16", "stock")
 	r.docker("network", "create", "-d", "eipnet", "--subnet", "172.22.0.0/16", "-o", "eip.allow=eth0,eth1", "ceiling")
@@ -147,6 +148,7 @@ func (r *rig) address(container, network string) string {
 // What was said stays until the container is removed: over restarts of the
 // container and of the daemon, and though its label says otherwise.
 func (r *rig) rebindRemembered(t *testing.T) {
+	r.resetSniffers()
 	for _, on := range []string{network, "stock"} {
 		r.docker("run", "-d", "--name", "kept", "--network", on, "--label", "eip.nic=eth1", lab.Image)
 		if said := r.on("eipnet", "rebind", "kept", "eth2"); !strings.Contains(said, "eth1 (") || !strings.Contains(said, "-> eth2 (") {
@@ -178,9 +180,13 @@ func (r *rig) rebindRemembered(t *testing.T) {
 }
 
 func (r *rig) rebindRefused(t *testing.T) {
+	r.resetSniffers()
 	r.start(t, "below", "--network", "ceiling", "--label", "eip.nic=eth1")
 	r.run(t, "taker", "--label", "eip.nic=eth2", "-p", "8300:8080")
 	r.run(t, "mover", "--label", "eip.nic=eth1", "-p", "8300:8080")
+	for _, c := range []string{"below", "taker", "mover"} {
+		r.awaitState(c, plan.StatePinned)
+	}
 	for _, tc := range []struct{ container, to, want string }{
 		{"below", "eth2", "eip.allow=eth0,eth1"},
 		{"below", "eth7", "no such NIC on this host"},

@@ -37,7 +37,7 @@ func TestStarts(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(fmt.Sprint(shape), func(t *testing.T) {
 			// What Docker removes meanwhile is collected, soon enough to be seen.
-			r := up(t, lab.Config{Shape: shape}, "--collect-after", "1s")
+			r := up(t, lab.Config{Shape: shape}, "--collect-after", "5s", "--nics", allNICs)
 			r.createNetwork()
 			r.createStrict()
 			for _, on := range networks {

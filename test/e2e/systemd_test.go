@@ -83,9 +83,12 @@ func TestSystemd(t *testing.T) {
 	session.goesOn(t)
 	r.livePinned(pins)
 	r.eventually("the unit to see Docker again", r.seesDocker)
-	if out := on("systemctl", "show", "-p", "StatusText", "eipnet"); !strings.Contains(out, " 2 endpoints, 0 problems") {
-		t.Errorf("systemd knows %q", out)
-	}
+	r.eventually("systemd to know what there is", func() error {
+		if out := on("systemctl", "show", "-p", "StatusText", "eipnet"); !strings.Contains(out, " 2 endpoints, 0 problems") {
+			return fmt.Errorf("it knows %q", out)
+		}
+		return nil
+	})
 
 	hung := on("systemctl", "show", "-p", "MainPID", "--value", "eipnet")
 	on("kill", "-STOP", hung)

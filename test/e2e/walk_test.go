@@ -43,7 +43,7 @@ func TestWalk(t *testing.T) {
 		seed = n
 	}
 	t.Logf("EIPNET_SEED=%d", seed)
-	args := []string{"--collect-after", "1s"}
+	args := []string{"--collect-after", "5s", "--nics", "eth1,eth2"}
 	if seed%2 == 1 {
 		args = append(args, "--share-tables") // else nobody but the daemon can break them
 	}
@@ -62,6 +62,7 @@ func TestWalk(t *testing.T) {
 		w.on("ip", "link", "set", nic, "up")
 	}
 	w.docker("run", "--rm", "--network", "plain", lab.Image, "get", siteIP) // whatever Docker makes for its first container stays
+	w.quiet(t)
 	before := w.state()
 	w.createNetwork()
 	w.resetSniffers()

@@ -361,7 +361,7 @@ func testSignals(t *testing.T, l *Lab) {
 		t.Fatal(err)
 	}
 	eventually(t, "the program goes on", func() bool { return !stopped() })
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := p.Stop(ctx, unix.SIGTERM); err != nil {
 		t.Fatal(err)

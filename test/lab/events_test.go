@@ -119,7 +119,7 @@ func TestLegs(t *testing.T) {
 // testLeg connects both ways.
 func testLeg(t *testing.T, l *Lab, leg *Leg, host netip.Addr) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	got, err := l.HostGet(ctx, netip.Addr{}, "http://"+leg.Addr.String()+"/ip")
 	if err != nil || got != host.String() {

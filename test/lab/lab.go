@@ -161,7 +161,7 @@ func (h *Host) close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.active {
-		p.ended()
+		p.ended(context.Background())
 	}
 	return errors.Join(append(errs, h.ns.Close())...)
 }

@@ -42,8 +42,9 @@ func TestSourceCheck(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if after.IP4-before.IP4 != 1 || after.IP6-before.IP6 != 1 || after.ARP-before.ARP != 1 || after.MAC != before.MAC {
-				t.Errorf("dropped %+v before, %+v after: want one IPv4, one IPv6, one ARP more", before, after)
+			// What takes long to be seen is sent again.
+			if after.IP4 == before.IP4 || after.IP6 == before.IP6 || after.ARP == before.ARP || after.MAC != before.MAC {
+				t.Errorf("dropped %+v before, %+v after: want IPv4, IPv6 and ARP more", before, after)
 			}
 			if f, err := l.Foreign(t.Context()); err != nil || len(f) > 0 {
 				t.Errorf("foreign after proving: %v, %v: want none", f, err)
@@ -263,7 +264,7 @@ func testEngineWorks(t *testing.T, l *Lab) {
 // testEgress asks until the published port answers: after a restart the container needs a moment.
 func testEgress(t *testing.T, l *Lab, url string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		got, err := l.SiteGet(ctx, url)

@@ -104,29 +104,30 @@ func (p *Process) Stop(ctx context.Context, sig syscall.Signal) error {
 	if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stopping %s: %w", p.Name, err)
 	}
+	killed := context.WithoutCancel(ctx)
 	if sig == unix.SIGKILL {
-		p.ended()
+		ctx = killed
+	}
+	if p.ended(ctx) {
 		return nil
 	}
-	select {
-	case <-p.done:
-		return nil
-	case <-ctx.Done():
-		err := p.Signal(unix.SIGKILL)
-		p.ended()
-		return errors.Join(fmt.Errorf("stopping %s: it did not end by itself: %w", p.Name, ctx.Err()), err)
-	}
+	err := p.Signal(unix.SIGKILL)
+	p.ended(killed)
+	return errors.Join(fmt.Errorf("stopping %s: it did not end by itself: %w", p.Name, ctx.Err()), err)
 }
 
-// ended waits for the end of a program that was killed. nsenter stops itself when it notices that its
-// child was stopped, which may be after all signals that it was sent: it is told to go on until it ends.
-func (p *Process) ended() {
+// ended waits for the end of a program that was told to end, or for ctx's; false: it has not ended.
+// nsenter stops itself when it notices that its child was stopped, which may be after all signals that it
+// was sent: it is told to go on until it ends.
+func (p *Process) ended(ctx context.Context) bool {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
 		case <-p.done:
-			return
+			return true
+		case <-ctx.Done():
+			return false
 		case <-tick.C:
 			_ = p.cmd.Process.Signal(unix.SIGCONT) // it may have ended
 		}

@@ -93,10 +93,15 @@ func (p *Peer) hold(c net.Conn) bool {
 	return true
 }
 
+// release closes a connection with a reset, which is said once: a FIN would be repeated to whoever has the
+// client's address next.
 func (p *Peer) release(c net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // it may be closed already
+	}
 	c.Close()
 }
 
