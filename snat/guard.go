@@ -89,3 +89,30 @@ func guard(mask model.Mask, f model.Family) []rule {
 			count(CounterGuardReply), drop()),
 	}
 }
+
+// quotedRules drop what containers send off the host in the name of connections
+// that are not their own: ICMP errors, which conntrack gives to the connection
+// that they quote. Where its addresses are translated, NAT gives the error that
+// connection's source, too, so that the guard behind it cannot tell whose it
+// was. On watched bridges, and where the ip rules are lost, nothing else stops
+// it: without a mark it is routed as the host has it. A held source is in no
+// pair, and is dropped whatever it quotes.
+//
+//	chain quoted {
+//	  ct direction original ip saddr @own4 ct original ip saddr . ip saddr != @self4 counter name "forged" drop
+//	  ct direction reply ip saddr @own4 ct reply ip saddr . ip saddr != @self4 counter name "forged" drop
+//	  … and their IPv6 twins
+//	}
+func quotedRules() []rule {
+	var rules []rule
+	for _, f := range model.Families {
+		for _, d := range []struct {
+			prefix string
+			dir    byte
+		}{{"quoted-", ctOriginal}, {"quoted-reply-", ctReply}} {
+			rules = append(rules, newRule(named(d.prefix, f), direction(d.dir), ofFamily(f), in(named("own", f), saddr(f)),
+				notIn(named("self", f), ctSaddr(f, uint32(d.dir)), saddr(f)), count(CounterForged), drop()))
+		}
+	}
+	return rules
+}

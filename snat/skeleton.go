@@ -22,6 +22,7 @@ const (
 	chainFromLocal    = "from-local"
 	chainBySource     = "by-source"
 	chainClamp        = "clamp"
+	chainQuoted       = "quoted"
 	prefixNIC         = "nic-"
 	prefixCT          = "ct-"
 )
@@ -31,7 +32,7 @@ const (
 	CounterRefused      = "refused"       // held for good: answered with an ICMP error
 	CounterPending      = "pending"       // not decided yet: dropped silently
 	CounterIsolated     = "isolated"      // between networks, or into one without a published port
-	CounterForged       = "forged"        // a source that is no address of its network
+	CounterForged       = "forged"        // a source that is no address of its network, or not one of the connection that it writes about
 	CounterGuardInvalid = "guard_invalid" // lock 2: no connection, and a container's own address
 	CounterGuardPinned  = "guard_pinned"  // lock 2: pinned, but wrong NIC or wrong source
 	CounterGuardHeld    = "guard_held"    // lock 2: held, and yet on its way out
@@ -80,6 +81,7 @@ func skeleton(mask model.Mask) []chain {
 		{name: chainFromWatched, rules: fromWatched(mask)},
 		{name: chainFromLocal, rules: fromLocal(mask)},
 		{name: chainClamp, rules: clampRules()},
+		{name: chainQuoted, rules: quotedRules()},
 		markPre(), ctForward(), ctInput(), markOut(mask),
 		dnatPre(), dnatOut(), snatPost(), forward(), guardPost(mask),
 	}
@@ -340,6 +342,7 @@ func snatPost() chain {
 //	  iifname @watched oifname != @inside ct direction original ip6 saddr @blocked6 counter name "refused" reject with icmpx admin-prohibited
 //	  iifname @watched oifname != @inside ct direction original ip saddr @own4 ip saddr != @known4 counter name "pending" drop
 //	  iifname @watched oifname != @inside ct direction original ip6 saddr @own6 ip6 saddr != @known6 counter name "pending" drop
+//	  ct state related oifname != @inside jump quoted
 //	  ct state established,related accept
 //	  meta nfproto ipv4 iifname @noforward4 oifname @noforward4 counter name "isolated" drop
 //	  meta nfproto ipv6 iifname @noforward6 oifname @noforward6 counter name "isolated" drop
@@ -367,7 +370,9 @@ func forward() chain {
 		outward(named("watched-pending-", f),
 			ofFamily(f), in(named("own", f), saddr(f)), notIn(named("known", f), saddr(f)), count(CounterPending), drop())
 	}
-	rules = append(rules, newRule("established", ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()))
+	rules = append(rules,
+		newRule(chainQuoted, ctState(expr.CtStateBitRELATED), notIn("inside", oifname()), verdict(expr.VerdictJump, chainQuoted)),
+		newRule("established", ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()))
 	for _, f := range model.Families {
 		rules = append(rules, newRule(named("noforward-", f), ofFamily(f),
 			in(named("noforward", f), iifname()), in(named("noforward", f), oifname()), count(CounterIsolated), drop()))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,10 +15,11 @@ import (
 // forged are ports at the site to which only forged packets are sent.
 const forged = 20000
 
-// TestForged: containers with NET_RAW, one of them held, send what is not
+// TestForged: containers with NET_RAW, some of them held, send what is not
 // theirs: others' addresses, segments of no connection, and ICMP errors that
 // quote others' connections. Nothing of it leaves the host, with both locks and
-// with each alone.
+// with each alone. The errors do not leave a stock network that is not strict,
+// either, whatever they quote.
 func TestForged(t *testing.T) {
 	r := up(t, lab.Config{Shape: lab.OneSubnet})
 	r.createNetwork()
@@ -43,7 +45,25 @@ func TestForged(t *testing.T) {
 	r.send("held", ip4(netip.MustParseAddr("172.19.0.103"), lab.SiteAddr, 17, udp(1, forged, "x")))
 	r.nothing("a held container's answers", func(p lab.Packet) bool { return p.SPort == 8095 && p.Proto == lab.ProtoTCP })
 
-	r.quoteOthers(t)
+	r.docker("network", "create", "--subnet", "172.21.0.0/16", "stock")
+	r.start(t, "stock-pinned", "--network", "stock", "--ip", "172.21.0.101", "--label", "eip.nic=eth1")
+	r.start(t, "stock-held", "--network", "stock", "--ip", "172.21.0.103", "--label", "eip.nic=eth9")
+	r.start(t, "plain", "-p", r.Addr("eth0").String()+":8096:8081") // by Docker, on docker0
+	r.awaitState("stock-pinned", plan.StatePinned)
+	r.awaitState("stock-held", plan.StateBlocked)
+	quotes := r.quotes(t)
+	forgedSoFar := func() uint64 {
+		s, err := r.status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Counters["forged"].Packets
+	}
+	before := forgedSoFar()
+	r.quoteOthers("both locks", quotes, slices.Concat(oursSenders, stockSenders))
+	if got, least := forgedSoFar()-before, uint64(len(quotes)-1); got < least {
+		t.Errorf("%d ICMP errors were counted as forged, want those %d of stock-pinned at least: what they quote is no connection", got, least)
+	}
 	r.forge("both locks")
 	r.kill()
 	for _, family := range []string{"-4", "-6"} {
@@ -53,10 +73,12 @@ func TestForged(t *testing.T) {
 			}
 		}
 	}
+	r.quoteOthers("lock 2 alone", quotes, slices.Concat(oursSenders, stockSenders))
 	r.forge("lock 2 alone")
 	r.serve()
 	r.kill()
 	r.on("nft", "flush", "ruleset")
+	r.quoteOthers("lock 1 alone", quotes, oursSenders)
 	r.forge("lock 1 alone")
 	r.serve() // without a driver Docker takes 45 s to remove a container
 }
@@ -104,12 +126,27 @@ func (r *rig) forge(stage string) {
 	r.clean()
 }
 
-// quoteOthers has every container send ICMP errors about every other's connection, and about the host's.
-func (r *rig) quoteOthers(t *testing.T) {
-	self := map[string]netip.Addr{}
-	for name, a := range map[string]string{"app0": "172.19.0.100", "app1": "172.19.0.101", "free": "172.19.0.102", "held": "172.19.0.103"} {
-		self[name] = netip.MustParseAddr(a)
+// sender is a container that sends ICMP errors.
+type sender struct {
+	name string
+	addr netip.Addr
+}
+
+// Those on the eipnet network, and those on a stock one, where there is but one lock.
+var (
+	oursSenders = []sender{
+		{"app0", netip.MustParseAddr("172.19.0.100")},
+		{"app1", netip.MustParseAddr("172.19.0.101")},
+		{"free", netip.MustParseAddr("172.19.0.102")},
+		{"held", netip.MustParseAddr("172.19.0.103")},
 	}
+	stockSenders = []sender{{"stock-pinned", netip.MustParseAddr("172.21.0.101")}, {"stock-held", netip.MustParseAddr("172.21.0.103")}}
+)
+
+// quotes makes connections of the containers and of the host, and returns what
+// came in by them, as it looks inside: in some the site called, in some it was.
+func (r *rig) quotes(t *testing.T) map[string][]byte {
+	t.Helper()
 	app, err := r.BuildApp(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -120,33 +157,40 @@ func (r *rig) quoteOthers(t *testing.T) {
 	if _, err := r.Host.Start("sshd-like", "serve", "--addr", fmt.Sprintf(":%d", sshPort)); err != nil {
 		t.Fatal(err)
 	}
-	// The connections to quote, as they look inside: who was called by the site's port.
 	quotes := map[string][]byte{}
-	dial := func(nic string, port int) uint16 {
+	called := func(what, nic string, port int, at netip.Addr, inside uint16) {
 		var c net.Conn
 		r.eventually("a connection to quote", func() (err error) {
 			c, err = r.SiteDial(t.Context(), "tcp", fmt.Sprintf("%v:%d", r.EIP(nic), port))
 			return err
 		})
 		t.Cleanup(func() { c.Close() })
-		return c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+		quotes[what] = ip4(lab.SiteAddr, at, 6, tcp(c.LocalAddr().(*net.TCPAddr).AddrPort().Port(), inside, 0x10))
 	}
-	quotes["the host's session"] = ip4(lab.SiteAddr, r.Addr("eth0"), 6, tcp(dial("eth0", sshPort+1), sshPort+1, 0x10))
-	quotes["app1's published session"] = ip4(lab.SiteAddr, self["app1"], 6, tcp(dial("eth1", 8081), 8081, 0x10))
-	for _, name := range []string{"app0", "app1", "free"} {
-		r.send(name, ip4(self[name], lab.SiteAddr, 17, udp(5555, 7, "x")))
-		quotes[name+"'s own flow"] = ip4(lab.SiteAddr, self[name], 17, udp(7, 5555, "x"))
+	plain := netip.MustParseAddr(r.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "plain"))
+	called("the host's session", "eth0", sshPort+1, r.Addr("eth0"), sshPort+1)
+	called("app1's published session", "eth1", 8081, oursSenders[1].addr, 8081)
+	called("plain's published session", "eth0", 8096, plain, 8081)
+	for _, s := range []sender{oursSenders[0], oursSenders[1], oursSenders[2], stockSenders[0], {"plain", plain}} {
+		r.send(s.name, ip4(s.addr, lab.SiteAddr, 17, udp(5555, 7, "x")))
+		quotes[s.name+"'s own flow"] = ip4(lab.SiteAddr, s.addr, 17, udp(7, 5555, "x"))
 	}
-	for from, addr := range self {
+	return quotes
+}
+
+// quoteOthers has every sender send ICMP errors about every other's connection, and about the host's.
+func (r *rig) quoteOthers(stage string, quotes map[string][]byte, senders []sender) {
+	r.t.Helper()
+	for _, s := range senders {
 		var errs [][]byte
 		for what, quoted := range quotes {
-			if !strings.HasPrefix(what, from) { // not its own
-				errs = append(errs, ip4(addr, lab.SiteAddr, 1, unreachable(append(quoted, "chosen by the container"...))))
+			if !strings.HasPrefix(what, s.name) { // not its own
+				errs = append(errs, ip4(s.addr, lab.SiteAddr, 1, unreachable(append(quoted, "chosen by the container"...))))
 			}
 		}
 		r.resetSniffers()
-		r.send(from, errs...)
-		r.nothing(from+" quotes others", func(p lab.Packet) bool { return p.Proto == lab.ProtoICMP && p.SPort == 3 && p.DPort == 1 })
+		r.send(s.name, errs...)
+		r.nothing(stage+": "+s.name+" quotes others", func(p lab.Packet) bool { return p.Proto == lab.ProtoICMP && p.SPort == 3 && p.DPort == 1 })
 		r.clean()
 	}
 }
