@@ -18,6 +18,9 @@ TOOLS   := debootstrap:debootstrap nft:nftables ip:iproute2 iptables:iptables sy
 # How many inputs each fuzz target gets. Up to Go 1.26 the end of a duration may fail a target: golang/go#75804.
 FUZZTIME ?= 10000x
 E2ETIMEOUT ?= 60m
+# Which e2e tests, as in go test -run; nothing: all. And what make soak runs them with.
+RUN ?=
+SOAKENGINES ?= 20.10 26.1 28.5
 
 # What docker plugin create makes. The name needs an owner: docs/adr/0012.
 PLUGIN ?= eipnet/eipnet:latest
@@ -66,7 +69,7 @@ netns: tools ## tests with the kernel, in network namespaces of their own (root)
 
 e2e: tools build ## tests with a real Docker Engine in the simulated cloud (root)
 	for engine in $(ENGINES); do \
-	  EIPNET_ENGINE=$$engine EIPNET_BIN=$(CURDIR)/bin/eipnet $(GO) test -p 1 -count=1 -timeout $(E2ETIMEOUT) ./test/...; \
+	  EIPNET_ENGINE=$$engine EIPNET_BIN=$(CURDIR)/bin/eipnet $(GO) test -p 1 -count=1 -timeout $(E2ETIMEOUT) $(if $(RUN),-run '$(RUN)') ./test/...; \
 	done
 
 golden: tools build ## rewrite golden files, docs/packet-path.md and docs/bridge-parity.md from what the tests capture
@@ -87,7 +90,7 @@ bench: ## micro-benchmarks
 soak: ## the e2e tests at full size with every engine; writes docs/soak.md
 	mkdir -p out && rm -f out/soak
 	EIPNET_SOAK=1 $(GO) test -count=1 -timeout 1h -v -run 'TestWalk|TestCrashPoints' ./internal/reconcile
-	$(MAKE) e2e ENGINES="20.10 26.1 28.5" E2ETIMEOUT=3h EIPNET_SOAK=1 EIPNET_SOAK_FIGURES=$(CURDIR)/out/soak
+	$(MAKE) e2e ENGINES="$(SOAKENGINES)" E2ETIMEOUT=3h EIPNET_SOAK=1 EIPNET_SOAK_FIGURES=$(CURDIR)/out/soak
 	$(GO) run ./test/soak <out/soak >out/soak.md && mv out/soak.md docs/soak.md
 
 lint: ## golangci-lint, pinned in tools/go.mod
