@@ -120,20 +120,26 @@ func (c *walked) leavesBy() string {
 	return "eth0"
 }
 
-// ownRules are eipnet's ip rules where they stand together.
-var ownRules = regexp.MustCompile(`(?m)(?:^\d+: .* proto 201\n)+`)
+// unordered is what comes back in any order where it stands together in a host's
+// state: eipnet's ip rules, of which no two of one preference match the same, and nftables' tables.
+var unordered = []string{`^\d+: .* proto 201\n`, `^table (?s:.*?)\n\}\n`}
 
-// state is the host's, with eipnet's rules sorted: those of one preference come
-// back in any order, and none of them matches what another one does.
+// state is the host's, in one order.
 func (w *walker) state() string {
 	w.t.Helper()
 	s, err := w.HostState(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return ownRules.ReplaceAllStringFunc(s, func(block string) string {
-		return strings.Join(slices.Sorted(strings.Lines(block)), "")
-	})
+	for _, one := range unordered {
+		item := regexp.MustCompile("(?m)" + one)
+		s = regexp.MustCompile("(?m)(?:"+one+")+").ReplaceAllStringFunc(s, func(run string) string {
+			items := item.FindAllString(run, -1)
+			slices.Sort(items)
+			return strings.Join(items, "")
+		})
+	}
+	return s
 }
 
 // step does one thing that is possible now.
