@@ -3,7 +3,8 @@
 // one of some targets answers through it.
 //
 // A NIC that fails is failed at once. It is trusted again only when it has
-// worked for a while, and for longer each time if it fails again soon after.
+// worked for a while, and for longer each time if it fails again soon after. One
+// that leaves just the very first question unanswered is trusted with its next answer.
 package health
 
 import (
@@ -80,6 +81,7 @@ func New(o Options) *Tracker {
 // nic is what is known of one NIC.
 type nic struct {
 	failed    bool
+	unsure    bool // failed, by nothing but a first question without an answer
 	why       string
 	goodSince time.Time     // of a failed one: when it began to work again
 	trusted   time.Time     // when it was last trusted again
@@ -180,9 +182,14 @@ func (t *Tracker) judge(name string, rec *nic, reason string, now time.Time) {
 			}
 			t.o.Log.Warn("NIC failed", slog.String("nic", name), slog.String("why", reason))
 		}
+		first := !rec.failed && rec.prober != nil && rec.prober.unsure && rec.probed().Why == reason
+		rec.unsure = first || rec.unsure && rec.prober != nil && rec.prober.unsure
 		rec.failed, rec.why, rec.goodSince = true, reason, time.Time{}
 		rec.sleep()
 	case !rec.failed:
+	case rec.unsure: // the question got lost
+		rec.failed, rec.unsure, rec.why = false, false, ""
+		t.o.Log.Info("NIC works", slog.String("nic", name))
 	case rec.goodSince.IsZero():
 		rec.goodSince, rec.why = now, fmt.Sprintf("works again, and has to do so for %v to be trusted", rec.trust)
 		rec.wake = time.AfterFunc(rec.trust, t.o.Poke)

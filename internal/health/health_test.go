@@ -114,6 +114,24 @@ func TestHysteresis(t *testing.T) {
 }
 
 // A daemon that starts while the gateway is dead knows it in its first look.
+// A NIC that has never answered is taken for dead; but that its first question
+// got lost is soon forgotten.
+func TestFirstQuestionGetsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, true)
+		l.want(model.Failed)
+		l.dead.Store(false)
+		l.after(time.Second)
+		l.want(model.Healthy)
+
+		l = newLAN(t, true)
+		l.after(3 * time.Second)
+		l.dead.Store(false)
+		l.after(2 * time.Second)
+		l.want(model.Recovering)
+	})
+}
+
 func TestFirstLookWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLAN(t, true)

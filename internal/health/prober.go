@@ -14,7 +14,8 @@ type prober struct {
 	question Question // nil: nothing to ask
 	cancel   context.CancelFunc
 	first    chan struct{} // closed after the first answer, or none
-	silent   error         // what is wrong, once it is sure; guarded by the tracker's lock
+	silent   error         // what is wrong; guarded by the tracker's lock, as is:
+	unsure   bool          // silent is about the very first question alone
 }
 
 // asking reports whether nothing is known yet.
@@ -68,11 +69,13 @@ func (t *Tracker) run(ctx context.Context, p *prober) {
 		switch {
 		case err == nil:
 			p.silent = nil
-		case missed > tolerated, n == 0:
-			p.silent = err
+		case missed > tolerated:
+			p.silent, p.unsure = err, false
+		case n == 0:
+			p.silent, p.unsure = err, true
 		}
 		changed := (before == nil) != (p.silent == nil)
-		sure := err == nil || p.silent != nil
+		sure := err == nil || missed > tolerated
 		t.mu.Unlock()
 		if n == 0 {
 			close(p.first)
