@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,11 +120,24 @@ func (c *walked) leavesBy() string {
 	return "eth0"
 }
 
+// unordered is what comes back in any order where it stands together in a host's
+// state: eipnet's ip rules, of which no two of one preference match the same, and nftables' tables.
+var unordered = []string{`^\d+: .* proto 201\n`, `^table (?s:.*?)\n\}\n`}
+
+// state is the host's, in one order.
 func (w *walker) state() string {
 	w.t.Helper()
 	s, err := w.HostState(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	for _, one := range unordered {
+		item := regexp.MustCompile("(?m)" + one)
+		s = regexp.MustCompile("(?m)(?:"+one+")+").ReplaceAllStringFunc(s, func(run string) string {
+			items := item.FindAllString(run, -1)
+			slices.Sort(items)
+			return strings.Join(items, "")
+		})
 	}
 	return s
 }
