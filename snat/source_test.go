@@ -86,7 +86,7 @@ func datagrams(t *testing.T, ns *namespace, from, to string) func() {
 	t.Cleanup(func() { _ = c.Close() })
 	return func() {
 		_, _ = c.Write([]byte("x")) // that nobody listens may have come back
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 }
 

@@ -14,17 +14,17 @@ import (
 // another way than now: while no daemon ran, or one that died before it had
 // forgotten them, or while somebody had taken the tables away. A connection
 // keeps the source address that it began with. What is translated as it would
-// be now goes on.
+// be now goes on. Those of containers that are gone are forgotten, too, where a
+// pin had given them their address: what the kernel says of them to the other
+// side would bear it, and leave as the host routes.
 func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 	pins, host := res.ways()
-	if len(pins)+len(host) == 0 {
-		return nil
-	}
+	gone := res.gone()
 	stale := func(from, to, as netip.Addr) bool {
 		if res.inside(as) {
 			return false
 		}
-		if res.excepted(from, to) {
+		if res.excepted(from, to) || gone(from) {
 			return res.ofNIC(as) && !res.byHost(to, as)
 		}
 		pin, pinned := pins[from]
@@ -67,6 +67,21 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 		}
 	}
 	return slices.Contains(r.Host.Locals, as)
+}
+
+// gone returns what reports whether an address is one of a container network
+// that no endpoint has. None is as long as not all of them are known.
+func (r *Result) gone() func(netip.Addr) bool {
+	if !r.complete {
+		return func(netip.Addr) bool { return false }
+	}
+	has := make(map[netip.Addr]bool)
+	for _, e := range r.Endpoints {
+		has[e.Addr4], has[e.Addr6] = true, true
+	}
+	return func(a netip.Addr) bool {
+		return !has[a] && slices.ContainsFunc(r.Networks, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
+	}
 }
 
 // ofNIC reports whether it is an address of a NIC.
