@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -251,6 +252,36 @@ func (m *Manager) flush(gen uint32) error {
 	}
 	m.gen = gen + 1
 	return nil
+}
+
+// Pinned lists the addresses that the table pins as it stands: before the first
+// Apply, those that an earlier process pinned.
+func (m *Manager) Pinned() ([]netip.Addr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errors.New("listing what is pinned: the manager is closed")
+	}
+	sets, err := m.conn.GetSets(m.table)
+	if err != nil {
+		return nil, fmt.Errorf("listing what is pinned: %w", err)
+	}
+	var out []netip.Addr
+	for _, s := range sets {
+		if s.Name != named("pinned", model.IPv4) && s.Name != named("pinned", model.IPv6) {
+			continue
+		}
+		list, err := m.conn.GetSetElements(s)
+		if err != nil {
+			return nil, fmt.Errorf("listing set %s: %w", s.Name, err)
+		}
+		for _, e := range list {
+			if addr, ok := netip.AddrFromSlice(e.Key); ok {
+				out = append(out, addr)
+			}
+		}
+	}
+	return out, nil
 }
 
 // Counters returns the table's counters by name.

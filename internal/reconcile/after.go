@@ -27,7 +27,9 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 		if seen && l.stale {
 			err := l.flushStale(ctx, res)
 			res.partial(err)
-			l.stale = err != nil
+			if l.stale = err != nil; !l.stale {
+				l.inherited = nil
+			}
 		}
 		if seen {
 			err := l.flushMoved(ctx, fw, res.Endpoints)

@@ -43,6 +43,8 @@ type Router interface {
 type Firewall interface {
 	Apply(ctx context.Context, fw plan.Firewall, prune bool) (changed bool, err error)
 	ApplyBridge(ctx context.Context, ports []plan.BridgePort, prune bool) (changed bool, err error)
+	// Pinned tells the addresses that are pinned in the kernel now.
+	Pinned() ([]netip.Addr, error)
 }
 
 // Forwarding lets our bridges' traffic pass Docker's FORWARD policy.
@@ -149,6 +151,7 @@ type Loop struct {
 	looked    time.Time                  // when it looked last
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
+	inherited map[netip.Addr]bool        // what an earlier process had pinned
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool
@@ -252,6 +255,7 @@ func (l *Loop) Last(ctx context.Context) (*Result, error) {
 // interval when anything failed, and at the latest after the maximum interval.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
+	l.inherit()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var earliest time.Time // of a pass that nobody waits for
@@ -295,6 +299,18 @@ func (l *Loop) Run(ctx context.Context) error {
 		poked = false
 		earliest = time.Now().Add(l.rival.pause())
 		timer.Reset(l.idle(&complete))
+	}
+}
+
+// inherit remembers what an earlier process has left pinned in the kernel.
+func (l *Loop) inherit() {
+	pinned, err := l.o.Firewall.Pinned()
+	if err != nil {
+		l.o.Log.Warn("what was pinned before is not known", slog.Any("err", err))
+	}
+	l.inherited = make(map[netip.Addr]bool)
+	for _, a := range pinned {
+		l.inherited[a] = true
 	}
 }
 

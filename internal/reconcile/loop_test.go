@@ -149,6 +149,17 @@ func (p firewallPart) Apply(_ context.Context, fw plan.Firewall, _ bool) (bool, 
 	return set(p.world, &p.firewall, fw), nil
 }
 
+func (p firewallPart) Pinned() (out []netip.Addr, err error) {
+	p.do(func() {
+		for _, s := range p.firewall.Sources {
+			if s.Verdict == plan.Pinned {
+				out = append(out, s.Addr)
+			}
+		}
+	})
+	return out, nil
+}
+
 func (p firewallPart) ApplyBridge(_ context.Context, ports []plan.BridgePort, _ bool) (bool, error) {
 	return set(p.world, &p.spoof, ports), nil
 }

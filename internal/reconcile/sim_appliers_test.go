@@ -149,6 +149,20 @@ func join[T any](mine, have []T, key func(T) any) []T {
 	return out
 }
 
+func (f simFirewall) Pinned() (out []netip.Addr, err error) {
+	f.do(func() {
+		if f.kernel.table == nil {
+			return
+		}
+		for _, s := range f.kernel.table.Sources {
+			if s.Verdict == plan.Pinned {
+				out = append(out, s.Addr)
+			}
+		}
+	})
+	return out, nil
+}
+
 func (f simFirewall) ApplyBridge(_ context.Context, ports []plan.BridgePort, prune bool) (bool, error) {
 	return f.apply(func(a *applying) {
 		if !prune {

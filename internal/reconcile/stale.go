@@ -19,16 +19,19 @@ import (
 // side would bear it, and leave as the host routes.
 func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 	pins, host := res.ways()
-	gone := res.gone()
+	gone := res.gone(l.inherited)
 	stale := func(from, to, as netip.Addr) bool {
 		if res.inside(as) {
 			return false
 		}
-		if res.excepted(from, to) || gone(from) {
-			return res.ofNIC(as) && !res.byHost(to, as)
-		}
 		pin, pinned := pins[from]
-		return pinned && as != pin || host[from] && !res.byHost(to, as)
+		switch {
+		case res.excepted(from, to), gone(from) && !pinned:
+			return res.ofNIC(as) && !res.byHost(to, as)
+		case pinned:
+			return as != pin
+		}
+		return host[from] && !res.byHost(to, as)
 	}
 	if _, err := l.o.Host.FlushTranslated(ctx, stale); err != nil {
 		return fmt.Errorf("flushing flows that leave otherwise now: %w", err)
@@ -69,9 +72,10 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 	return slices.Contains(r.Host.Locals, as)
 }
 
-// gone returns what reports whether an address is one of a container network
-// that no endpoint has. None is as long as not all of them are known.
-func (r *Result) gone() func(netip.Addr) bool {
+// gone returns what reports whether an address may have been a pinned
+// container's that is gone: an earlier process had it pinned, or no endpoint has
+// it now. None is as long as not all endpoints are known.
+func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
 	if !r.complete {
 		return func(netip.Addr) bool { return false }
 	}
@@ -80,7 +84,7 @@ func (r *Result) gone() func(netip.Addr) bool {
 		has[e.Addr4], has[e.Addr6] = true, true
 	}
 	return func(a netip.Addr) bool {
-		return !has[a] && slices.ContainsFunc(r.Networks, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
+		return inherited[a] || !has[a] && slices.ContainsFunc(r.Networks, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
 	"github.com/eipnet/eipnet/internal/reconcile"
 )
 
@@ -37,7 +38,9 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 			[3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")},
 			[3]netip.Addr{at("172.19.0.100"), at("10.1.2.3"), at("172.31.0.14")},    // an excepted destination, when it was none
 			[3]netip.Addr{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.14")}, // of one that is gone and was pinned
+			[3]netip.Addr{at("192.168.7.3"), at("203.0.113.5"), at("172.31.0.14")},  // of one that an earlier process had pinned
 		)
+		w.firewall.Sources = []plan.Source{{Addr: at("192.168.7.3"), Verdict: plan.Pinned}}
 		start(t, w)
 		if !slices.Equal(w.flows, stays) {
 			t.Errorf("flows left: %v", w.flows)

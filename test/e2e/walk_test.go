@@ -50,14 +50,18 @@ func TestWalk(t *testing.T) {
 	}
 	w := &walker{
 		rig: up(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "1"}, args...), rng: rand.New(rand.NewPCG(seed, 0)),
-		alive: true, containers: make(map[string]*walked), down: make(map[string]string),
+		alive: true, strict: seed%4 < 2, containers: make(map[string]*walked), down: make(map[string]string),
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("EIPNET_SEED=%d; what was done:\n%s", seed, strings.Join(w.done, "\n"))
 		}
 	})
-	w.docker("network", "create", "--subnet", "172.20.0.0/16", "plain")
+	plain := []string{"network", "create", "--subnet", "172.20.0.0/16"}
+	if w.strict {
+		plain = append(plain, "--label", "eip.strict=true")
+	}
+	w.docker(append(plain, "plain")...)
 	for _, nic := range []string{"eth1", "eth2"} { // which costs IPv6 addresses for good
 		w.on("ip", "link", "set", nic, "down")
 		w.on("ip", "link", "set", nic, "up")
@@ -97,6 +101,7 @@ type walker struct {
 	done       []string
 	made       int
 	alive      bool // the daemon runs
+	strict     bool // Docker's network is
 	containers map[string]*walked
 	down       map[string]string // NIC → how it comes back
 	broken     int               // the lock that was broken since all was quiet; 0: none
@@ -332,20 +337,26 @@ func (w *walker) carrier(nic string, up bool) {
 	}
 }
 
+const (
+	deletesTable = "nft delete table inet eipnet"
+	flushesGuard = "nft flush chain inet eipnet guard-post"
+)
+
 // opDamage breaks something of one lock; the other one has to hold meanwhile,
 // so that it is left alone until all is quiet. What the kernel refuses (the
 // tables of a daemon that owns them) is no damage.
 func (w *walker) opDamage() string {
 	script, lock := [...]string{
 		deleteRulesScript, "ip route flush table 8101", "ip rule del pref 5110", "ip link del " + bridge, "ip link del eipnull0", "sysctl -qw net.ipv4.conf.eth1.rp_filter=1",
-		"nft delete table inet eipnet", "nft delete table bridge eipnet", "nft flush chain inet eipnet guard-post", "iptables -F EIPNET-FORWARD",
+		deletesTable, "nft delete table bridge eipnet", flushesGuard, "iptables -F EIPNET-FORWARD",
 	}, 1
 	i := w.rng.IntN(len(script))
 	if i >= 6 {
 		lock = 2
 	}
-	if w.broken == 3-lock {
-		return ""
+	onlyLock := script[i] == deletesTable || script[i] == flushesGuard
+	if w.broken == 3-lock || onlyLock && !w.strict {
+		return "" // on a network that is not strict the table is the only lock
 	}
 	w.broken = lock
 	_, err := w.Host.Run(w.t.Context(), "sh", "-c", script[i])
