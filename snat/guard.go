@@ -14,8 +14,8 @@ import (
 // Answers leave by a managed NIC only with one of its own addresses. By any
 // other device (a VPN, a bridge that we do not know, a NIC that nobody asked
 // for) they may go with whatever address was called, as callers by such a
-// device need it; but not by the primary with another NIC's, and not where the
-// connection came by a managed NIC. That alone is asked of the connection's
+// device need it; but a pinned container's not by the primary with another
+// NIC's, and none where the connection came by a managed NIC. That alone is asked of the connection's
 // mark, which nobody but us sets in our bits: were it lost, an answer could
 // leave by a device that is not ours.
 //
@@ -33,7 +33,7 @@ import (
 //	  ct direction original ct original ip saddr @pinned4 ct original ip saddr . oifname . ip saddr != @legit4 counter name "guard_pinned" drop
 //	  ct direction original ct original ip saddr @own4 ct original ip saddr != @known4 counter name "guard_held" drop
 //	  ct direction reply ct reply ip saddr @own4 ct reply ip saddr != @known4 counter name "guard_held" drop
-//	  ct direction reply ct reply ip saddr @own4 oifname @nics ip saddr @uplink4 oifname . ip saddr != @nicaddr4 counter name "guard_reply" drop
+//	  ct direction reply ct reply ip saddr @pinned4 oifname @nics ip saddr @uplink4 oifname . ip saddr != @nicaddr4 counter name "guard_reply" drop
 //	  ct direction reply ct reply ip saddr @own4 oifname @managed oifname . ip saddr != @nicaddr4 counter name "guard_reply" drop
 //	  ct direction reply ct reply ip saddr @own4 ct mark & MASK != 0 oifname . ip saddr != @nicaddr4 counter name "guard_reply" drop
 //	  … and the IPv6 twins of the last twelve
@@ -77,7 +77,7 @@ func guard(mask model.Mask, f model.Family) []rule {
 		newRule(named("guard-held-reply-", f),
 			direction(ctReply), ofFamily(f), in(own, answer), notIn(known, answer),
 			count(CounterGuardHeld), drop()),
-		newRule(named("guard-source-reply-", f), append([][]expr.Any{direction(ctReply), ofFamily(f), in(own, answer)},
+		newRule(named("guard-source-reply-", f), append([][]expr.Any{direction(ctReply), ofFamily(f), in(named("pinned", f), answer)},
 			append(elsewhere, count(CounterGuardReply), drop())...)...),
 		newRule(named("guard-reply-", f),
 			direction(ctReply), ofFamily(f), in(own, answer), in("managed", oifname()),

@@ -59,18 +59,20 @@ func (t *Tables) List() ([]Table, error) {
 }
 
 // Pinned returns the addresses whose packets the table gives a NIC's address.
-func (t *Tables) Pinned() ([]netip.Addr, error) {
+func (t *Tables) Pinned() ([]netip.Addr, error) { return pinned(t.conn) }
+
+func pinned(conn *nftables.Conn) ([]netip.Addr, error) {
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	var out []netip.Addr
 	for _, f := range model.Families {
-		set, err := t.conn.GetSetByName(table, named("pinned", f))
+		set, err := conn.GetSetByName(table, named("pinned", f))
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("finding set %s: %w", named("pinned", f), err)
 		}
-		list, err := t.conn.GetSetElements(set)
+		list, err := conn.GetSetElements(set)
 		if err != nil {
 			return nil, fmt.Errorf("listing set %s: %w", named("pinned", f), err)
 		}

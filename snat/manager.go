@@ -262,26 +262,7 @@ func (m *Manager) Pinned() ([]netip.Addr, error) {
 	if m.closed {
 		return nil, errors.New("listing what is pinned: the manager is closed")
 	}
-	sets, err := m.conn.GetSets(m.table)
-	if err != nil {
-		return nil, fmt.Errorf("listing what is pinned: %w", err)
-	}
-	var out []netip.Addr
-	for _, s := range sets {
-		if s.Name != named("pinned", model.IPv4) && s.Name != named("pinned", model.IPv6) {
-			continue
-		}
-		list, err := m.conn.GetSetElements(s)
-		if err != nil {
-			return nil, fmt.Errorf("listing set %s: %w", s.Name, err)
-		}
-		for _, e := range list {
-			if addr, ok := netip.AddrFromSlice(e.Key); ok {
-				out = append(out, addr)
-			}
-		}
-	}
-	return out, nil
+	return pinned(m.conn)
 }
 
 // Counters returns the table's counters by name.

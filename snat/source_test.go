@@ -90,18 +90,28 @@ func datagrams(t *testing.T, ns *namespace, from, to string) func() {
 	}
 }
 
-// TestAnswerByThePrimary: a call to another NIC's address is not answered by the
-// primary, though nobody manages either of them.
+// TestAnswerByThePrimary: a pinned container does not answer by the primary what
+// was asked of another NIC, though nobody manages either of them. Others do as
+// the host routes.
 func TestAnswerByThePrimary(t *testing.T) {
 	l := newLab(t, false)
 	serve(t, l.container, 8080)
-	l.fw.NICs, l.fw.Primary = nil, "eth0"
-	l.fw.Sources = slices.DeleteFunc(l.fw.Sources, func(s plan.Source) bool { return s.Verdict != plan.ViaHost })
-	l.fw.ExceptBy = nil
+	l.fw.Primary = "eth0"
+	l.fw.NICs = slices.DeleteFunc(l.fw.NICs, func(n plan.FirewallNIC) bool { return n.Name == "eth0" })
+	l.fw.Sources = slices.DeleteFunc(l.fw.Sources, func(s plan.Source) bool { return s.NICName == "eth0" })
+	for _, a := range []string{"0.0.0.0", "::"} {
+		to := map[string]string{"0.0.0.0": "172.19.0.101", "::": six("172.19.0.101")}[a]
+		l.fw.Forwards = append(l.fw.Forwards, plan.Forward{Proto: model.TCP, Addr: addr(a), Port: 8095, To: addrPort(net.JoinHostPort(to, "8080"))})
+	}
 	apply(t, l.m, l.fw, true, true)
 	l.calls(t, []call{
-		{name: "to the primary", ns: l.world, from: worldAddr, to: "172.31.0.8", port: 8092, seen: worldAddr},
-		{name: "by the VPN to the primary's address", ns: l.leg, from: "10.8.0.2", to: "172.31.0.8", port: 8092, seen: "10.8.0.2"},
-		{name: "to another NIC", ns: l.world, from: worldAddr, to: "10.8.0.1", port: 8092, err: errTimeout, counter: CounterGuardReply},
+		{name: "to the primary", ns: l.world, from: worldAddr, to: "172.31.0.8", port: 8095, seen: worldAddr},
+		{name: "by the VPN to the primary's address", ns: l.leg, from: "10.8.0.2", to: "172.31.0.8", port: 8095, seen: "10.8.0.2"},
+		{name: "by the VPN, answered by the primary", ns: l.leg, from: "203.0.113.5", to: "10.8.0.1", port: 8095, err: errTimeout, counter: CounterGuardReply},
 	})
+	// The same of one that is not pinned is nobody's business.
+	_, _ = ask(t, l.leg, "203.0.113.5", "10.8.0.1:8092", silence)
+	if counted(t, l.world, "fabric", "foreign") == 0 {
+		t.Error("an unpinned container's answer was stopped")
+	}
 }

@@ -187,7 +187,7 @@ func (t *Tracker) judge(name string, rec *nic, reason string, now time.Time) {
 		rec.failed, rec.why, rec.goodSince = true, reason, time.Time{}
 		rec.sleep()
 	case !rec.failed:
-	case rec.unsure: // the question got lost
+	case rec.unsure && rec.prober != nil && rec.prober.unsure: // just the first question got lost
 		rec.failed, rec.unsure, rec.why = false, false, ""
 		t.o.Log.Info("NIC works", slog.String("nic", name))
 	case rec.goodSince.IsZero():

@@ -76,6 +76,19 @@ func (l *lan) after(d time.Duration) {
 	}
 }
 
+// poked lets time pass with a look only where one was asked for.
+func (l *lan) poked(d time.Duration) {
+	const step = 50 * time.Millisecond
+	for before := l.pokes.Load(); d > 0; d -= step {
+		time.Sleep(step) //nolint:forbidigo // synctest's clock
+		synctest.Wait()
+		if now := l.pokes.Load(); now != before {
+			before = now
+			l.look()
+		}
+	}
+}
+
 func TestADeadGatewayIsNoticedWithinThreeIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLAN(t, false)
@@ -113,7 +126,6 @@ func TestHysteresis(t *testing.T) {
 	})
 }
 
-// A daemon that starts while the gateway is dead knows it in its first look.
 // A NIC that has never answered is taken for dead; but that its first question
 // got lost is soon forgotten.
 func TestFirstQuestionGetsLost(t *testing.T) {
@@ -125,13 +137,15 @@ func TestFirstQuestionGetsLost(t *testing.T) {
 		l.want(model.Healthy)
 
 		l = newLAN(t, true)
-		l.after(3 * time.Second)
+		l.want(model.Failed)
+		l.poked(3 * time.Second)
 		l.dead.Store(false)
-		l.after(2 * time.Second)
+		l.poked(2 * time.Second)
 		l.want(model.Recovering)
 	})
 }
 
+// A daemon that starts while the gateway is dead knows it in its first look.
 func TestFirstLookWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLAN(t, true)

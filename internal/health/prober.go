@@ -65,7 +65,7 @@ func (t *Tracker) run(ctx context.Context, p *prober) {
 			missed++
 		}
 		t.mu.Lock()
-		before := p.silent
+		before, wasUnsure := p.silent, p.unsure
 		switch {
 		case err == nil:
 			p.silent = nil
@@ -74,7 +74,7 @@ func (t *Tracker) run(ctx context.Context, p *prober) {
 		case n == 0:
 			p.silent, p.unsure = err, true
 		}
-		changed := (before == nil) != (p.silent == nil)
+		changed := (before == nil) != (p.silent == nil) || wasUnsure && !p.unsure
 		sure := err == nil || missed > tolerated
 		t.mu.Unlock()
 		if n == 0 {

@@ -98,6 +98,7 @@ func (a *applying) groups(want []string) {
 	if !a.prune {
 		return
 	}
+	kept := make(map[string]bool) // they could not be put back
 	for _, l := range a.t.links {
 		name := l.Attrs().Name
 		if l.Attrs().Group != model.NICGroup || slices.Contains(want, name) {
@@ -111,24 +112,26 @@ func (a *applying) groups(want []string) {
 		group, err := strconv.Atoi(number)
 		if err != nil {
 			a.fail(fmt.Errorf("reading the group that %s had: %w", name, err))
+			kept[name] = true
 			continue
 		}
-		a.setGroup(l, group)
+		kept[name] = !a.setGroup(l, group)
 	}
 	for _, key := range sorted(a.o.Originals.OriginalKeys()) {
-		if name, ok := strings.CutPrefix(key, groupPrefix); ok && !slices.Contains(want, name) {
+		if name, ok := strings.CutPrefix(key, groupPrefix); ok && !slices.Contains(want, name) && !kept[name] {
 			a.forget(key)
 		}
 	}
 }
 
-func (a *applying) setGroup(l netlink.Link, group int) {
+func (a *applying) setGroup(l netlink.Link, group int) bool {
 	if err := a.handle.LinkSetGroup(l, group); err != nil {
 		a.failLink(l.Attrs().Name, fmt.Errorf("setting the group of %s to %d: %w", l.Attrs().Name, group, err))
-		return
+		return false
 	}
 	a.did("group of " + l.Attrs().Name)
 	a.log.Info("interface group set", slog.String("nic", l.Attrs().Name), slog.Int("group", group))
+	return true
 }
 
 // write does one netlink call on a device of ours.

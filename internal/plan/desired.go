@@ -282,6 +282,7 @@ type Pin struct {
 	Addr6    netip.Addr
 	Public   netip.Addr // EIP of Addr4, where known
 	Except   []netip.Prefix
+	Leaving  bool   // pending until its connections by the NIC that it had are forgotten
 	Why      string // of pending and blocked, and of what is not as asked for
 	// InsteadOf is the selector that was asked for, of a pin that has failed over.
 	InsteadOf string

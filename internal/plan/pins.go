@@ -119,7 +119,7 @@ func (c *compute) pin(e model.Endpoint, d model.Decision, known bool) Pin {
 // the host's routing.
 func (c *compute) leave(p Pin) Pin {
 	if p.State == StateUnpinned && c.in.Leaving[p.Endpoint] {
-		p.State, p.Why = StatePending, "its connections by the NIC that it had are being forgotten"
+		p.State, p.Leaving, p.Why = StatePending, true, "its connections by the NIC that it had are being forgotten"
 	}
 	return p
 }

@@ -50,9 +50,10 @@ func (c *compute) joined(n model.Network) bool {
 // forwards turns an endpoint's publishes into forwards. Where no host address
 // was given, a pinned endpoint is published on its NIC's address only, an
 // unpinned one on every local address, as on Docker's bridge. Nothing is
-// published for an endpoint that is held, whose address is not decided yet.
+// published for an endpoint that is held, whose address is not decided yet; one
+// that is about to be unpinned keeps what it has, though it cannot answer yet.
 func (c *compute) forwards(e model.Endpoint, p Pin) []Forward {
-	if p.State != StatePinned && p.State != StateUnpinned {
+	if p.State != StatePinned && p.State != StateUnpinned && !p.Leaving {
 		return nil
 	}
 	var out []Forward

@@ -23,18 +23,18 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 		res.partial(l.flushPublished(ctx, fw.Forwards))
 		// A change of the tables may be told when it is mended already.
 		undone := l.undone.Swap(false) && (res.table || before != nil && before.table)
-		l.stale = l.stale || l.sources == nil || undone
+		l.stale = l.stale || l.sources == nil || undone || res.complete && l.inherited != nil
 		if seen && l.stale {
 			err := l.flushStale(ctx, res)
 			res.partial(err)
-			if l.stale = err != nil; !l.stale {
+			if l.stale = err != nil; !l.stale && res.complete {
 				l.inherited = nil
 			}
 		}
 		if seen {
 			err := l.flushMoved(ctx, fw, res.Endpoints)
 			res.partial(err)
-			if err == nil {
+			if err == nil && !l.stale {
 				l.release(res.Desired.Pins)
 			}
 		}
@@ -119,7 +119,7 @@ func (l *Loop) flushMoved(ctx context.Context, fw plan.Firewall, endpoints []mod
 		}
 	}
 	for addr, s := range l.sources {
-		if _, still := now[addr]; !still && s.Stock {
+		if _, still := now[addr]; !still && s.Stock && s.Verdict != plan.Pending {
 			moved = append(moved, addr) // the driver flushes its own
 		}
 	}
@@ -130,6 +130,20 @@ func (l *Loop) flushMoved(ctx context.Context, fw plan.Firewall, endpoints []mod
 	}
 	l.sources, l.held, l.except = now, held, except
 	return nil
+}
+
+// leaving are the endpoints whose connections may bear a NIC's address. At the
+// start they are those of the addresses that an earlier process had pinned.
+func (l *Loop) leaving(endpoints []model.Endpoint, seen bool) map[string]bool {
+	if seen && l.pinned == nil {
+		l.pinned = make(map[string]bool)
+		for _, e := range endpoints {
+			if l.inherited[e.Addr4] || l.inherited[e.Addr6] {
+				l.pinned[e.ID] = true
+			}
+		}
+	}
+	return l.pinned
 }
 
 // release lets endpoints follow the host's routing whose connections are

@@ -151,7 +151,7 @@ type Loop struct {
 	looked    time.Time                  // when it looked last
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
-	inherited map[netip.Addr]bool        // what an earlier process had pinned
+	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool

@@ -151,7 +151,7 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 		res.Endpoints = l.ports.present(res.Networks, endpoints, seen, host.Peers)
 		res.Host = host
 		res.snapshot = plan.Snapshot{
-			Settings: l.o.Settings, Host: host, IDs: l.o.Store.NICIDs(), Stay: l.stay, Leaving: l.pinned,
+			Settings: l.o.Settings, Host: host, IDs: l.o.Store.NICIDs(), Stay: l.stay, Leaving: l.leaving(endpoints, dockerUp),
 			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Beside: res.Beside,
 			Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
 		}

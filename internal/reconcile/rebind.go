@@ -46,11 +46,44 @@ type Rebound struct {
 // forgets what was said. It returns when the container has moved and its flows
 // are forgotten. The container is named by its name or the beginning of its id.
 func (l *Loop) Rebind(ctx context.Context, container string, options map[string]string) (Rebound, error) {
+	giveUp := time.NewTimer(seenWithin)
+	defer giveUp.Stop()
+	again := time.NewTicker(MinInterval)
+	defer again.Stop()
+	for {
+		out, err := l.rebind(ctx, container, options)
+		if refused, ok := errors.AsType[refusal](err); !ok || !refused.unseen {
+			return out, err
+		}
+		select {
+		case <-giveUp.C:
+			return out, err
+		case <-ctx.Done():
+			return out, err
+		case <-again.C:
+		}
+	}
+}
+
+func (l *Loop) rebind(ctx context.Context, container string, options map[string]string) (Rebound, error) {
 	l.rebinding.Lock()
 	defer l.rebinding.Unlock()
-	res, target, err := l.rebindable(ctx, container, options)
+	res, err := l.Last(ctx)
 	if err != nil {
 		return Rebound{}, err
+	}
+	target, err := l.findContainer(res, container)
+	if err != nil {
+		return Rebound{}, err
+	}
+	target.Options = options
+	if len(options) > 0 {
+		if err := target.Check(); err != nil {
+			return Rebound{}, refusal{error: err}
+		}
+		if err := res.allows(target); err != nil {
+			return Rebound{}, err
+		}
 	}
 	out := Rebound{ContainerID: target.ContainerID, Name: target.Name, Before: res.pinsOf(target.ContainerID)}
 	before, was := l.rebindOf(target.ContainerID)
@@ -71,38 +104,6 @@ func (l *Loop) Rebind(ctx context.Context, container string, options map[string]
 	out.After = after.pinsOf(target.ContainerID)
 	l.o.Log.Info("container rebound", slog.String("container", target.Name), slog.Any("options", options))
 	return out, nil
-}
-
-// rebindable finds the container and tries the rebind on what the last pass saw.
-func (l *Loop) rebindable(ctx context.Context, container string, options map[string]string) (*Result, model.Rebind, error) {
-	giveUp := time.NewTimer(seenWithin)
-	defer giveUp.Stop()
-	again := time.NewTicker(MinInterval)
-	defer again.Stop()
-	for {
-		res, err := l.Last(ctx)
-		if err != nil {
-			return nil, model.Rebind{}, err
-		}
-		target, err := l.findContainer(res, container)
-		target.Options = options
-		if err == nil && len(options) > 0 {
-			if err = target.Check(); err != nil {
-				return nil, target, refusal{error: err}
-			}
-			err = res.allows(target)
-		}
-		if refused, ok := errors.AsType[refusal](err); !ok || !refused.unseen {
-			return res, target, err
-		}
-		select {
-		case <-giveUp.C:
-			return nil, target, err
-		case <-ctx.Done():
-			return nil, target, err
-		case <-again.C:
-		}
-	}
 }
 
 // say persists what is said of a container; nothing at all is forgotten.
@@ -130,25 +131,29 @@ func (l *Loop) settle(ctx context.Context, containerID string) (*Result, error) 
 		return nil, err
 	}
 	bridges := res.bridgesOf(containerID)
-	if err := l.Sync(ctx, bridges...); err != nil {
-		return nil, err
-	}
-	if res, err = l.Last(ctx); err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, e := range res.Endpoints {
-		if e.Container.ID == containerID {
-			errs = append(errs, res.PortErrors[e.ID])
+	for range 2 {
+		if err := l.Sync(ctx, bridges...); err != nil {
+			return nil, err
+		}
+		if res, err = l.Last(ctx); err != nil {
+			return nil, err
+		}
+		if err := res.portErrors(containerID); err != nil {
+			return nil, err
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
+	return res, nil
+}
+
+// portErrors tells why a container's ports are not reserved.
+func (r *Result) portErrors(containerID string) error {
+	var errs []error
+	for _, e := range r.Endpoints {
+		if e.Container.ID == containerID {
+			errs = append(errs, r.PortErrors[e.ID])
+		}
 	}
-	if err := l.Sync(ctx, bridges...); err != nil {
-		return nil, err
-	}
-	return l.Last(ctx)
+	return errors.Join(errs...)
 }
 
 // findContainer finds a running container, or one that was rebound, by its name
@@ -165,7 +170,7 @@ func (l *Loop) findContainer(res *Result, container string) (model.Rebind, error
 		look(r.ContainerID, r.Name)
 	}
 	for _, e := range res.Endpoints {
-		if e.Container.Name == container { // and not one that had the name before
+		if e.Container.ID != "" && e.Container.Name == container { // and not one that had the name before
 			return model.Rebind{ContainerID: e.Container.ID, Name: container}, nil
 		}
 		look(e.Container.ID, e.Container.Name)
@@ -190,6 +195,7 @@ func (l *Loop) findContainer(res *Result, container string) (model.Rebind, error
 // and so is one that would want another container's published port.
 func (r *Result) allows(rebind model.Rebind) error {
 	in := r.snapshot
+	in.Leaving = nil // as it will be in the end
 	in.Rebinds = append(slices.DeleteFunc(slices.Clone(in.Rebinds), func(o model.Rebind) bool { return o.ContainerID == rebind.ContainerID }), rebind)
 	would, _ := plan.Compute(in)
 	running := false

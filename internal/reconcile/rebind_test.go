@@ -143,6 +143,7 @@ func TestRebindOfOneThatHasJustStarted(t *testing.T) {
 		b := w.endpoints["b"]
 		w.do(func() {
 			delete(w.endpoints, "b")
+			w.endpoints["gone"] = model.Endpoint{ID: "gone", NetworkID: "net", Addr4: netip.MustParseAddr("172.19.0.102"), Phase: model.Joined, Container: model.Container{Name: "other"}}
 			w.rebinds["c0"] = model.Rebind{ContainerID: "c0", Name: "other", Options: toEth1}
 		})
 		if err := l.Sync(t.Context()); err != nil {
@@ -200,6 +201,30 @@ func TestNewExceptionForgetsFlows(t *testing.T) {
 		}
 		if want := []netip.Addr{netip.MustParseAddr("172.19.0.100")}; !slices.Equal(w.moved, want) {
 			t.Errorf("flushed %v, want %v", w.moved, want)
+		}
+	})
+}
+
+// Cleared, app would be published on all addresses, and a program of the host
+// has the port on one of them.
+func TestClearedRebindThatFailsIsTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := twoNICs(t)
+		w.do(func() {
+			a := w.endpoints["a"]
+			a.Container.Labels = nil
+			w.endpoints["a"] = a
+		})
+		if _, err := l.Rebind(t.Context(), "app", toEth1); err != nil {
+			t.Fatal(err)
+		}
+		w.taken[plan.Forward{Proto: model.TCP, Addr: netip.IPv4Unspecified(), Port: 8090, To: netip.MustParseAddrPort("172.19.0.100:8080")}] = true
+		if _, err := l.Rebind(t.Context(), "app", nil); err == nil || !strings.Contains(err.Error(), "stays where it was") {
+			t.Errorf("cleared: %v", err)
+		}
+		synctest.Wait()
+		if got := w.source("172.19.0.100"); got.NICName != "eth1" {
+			t.Errorf("left at %+v", got)
 		}
 	})
 }

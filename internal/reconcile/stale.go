@@ -24,14 +24,17 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 		if res.inside(as) {
 			return false
 		}
+		otherNIC := func() bool { return res.ofNIC(as) && !res.byHost(to, as) }
 		pin, pinned := pins[from]
 		switch {
-		case res.excepted(from, to), gone(from) && !pinned:
-			return res.ofNIC(as) && !res.byHost(to, as)
+		case (pinned || host[from]) && res.excepted(from, to):
+			return otherNIC()
 		case pinned:
 			return as != pin
+		case host[from]:
+			return !res.byHost(to, as)
 		}
-		return host[from] && !res.byHost(to, as)
+		return gone(from) && otherNIC()
 	}
 	if _, err := l.o.Host.FlushTranslated(ctx, stale); err != nil {
 		return fmt.Errorf("flushing flows that leave otherwise now: %w", err)
@@ -73,18 +76,25 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 }
 
 // gone returns what reports whether an address may have been a pinned
-// container's that is gone: an earlier process had it pinned, or no endpoint has
-// it now. None is as long as not all endpoints are known.
+// container's before: an earlier process had it pinned, or it is one of an
+// eipnet or strict network and no endpoint has it now. As long as not all
+// endpoints are known, only what one of the known ones has is looked at.
 func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
-	if !r.complete {
-		return func(netip.Addr) bool { return false }
-	}
 	has := make(map[netip.Addr]bool)
 	for _, e := range r.Endpoints {
 		has[e.Addr4], has[e.Addr6] = true, true
 	}
+	var locked []model.Network
+	for _, n := range r.Networks {
+		if slices.Contains(r.Desired.Firewall.Locked, n.Bridge) {
+			locked = append(locked, n)
+		}
+	}
 	return func(a netip.Addr) bool {
-		return inherited[a] || !has[a] && slices.ContainsFunc(r.Networks, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
+		if has[a] || !r.complete {
+			return has[a] && inherited[a]
+		}
+		return inherited[a] || slices.ContainsFunc(locked, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
 	}
 }
 

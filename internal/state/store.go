@@ -154,6 +154,9 @@ func (s *Store) Rebind(containerID string) (model.Rebind, bool) {
 
 // PutRebind stores what was said of a container, in place of what was said before.
 func (s *Store) PutRebind(r model.Rebind) error {
+	if r.ContainerID == "" {
+		return errors.New("remembering a rebind: it names no container")
+	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	return put(s, s.rebinds, map[string]model.Rebind{r.ContainerID: r})
