@@ -82,7 +82,7 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune bool) (bool
 		return false, nil
 	case len(ports) == 0 && prune:
 		return m.removeSpoof(s, gen)
-	case prune && s.last != nil && slices.EqualFunc(s.last, ports, samePort):
+	case s.last != nil && slices.EqualFunc(s.last, ports, samePort):
 		return false, nil
 	}
 	want, err := renderSpoof(ports)

@@ -145,3 +145,40 @@ func TestFlowsOfAnAddressThatIsGone(t *testing.T) {
 		}
 	})
 }
+
+// Whoever gets the address of a container that is gone does not get its pin: as
+// long as the address is pinned it is claimed, too, whatever fails meanwhile.
+func TestClaimsOutliveTheirPins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		w.endpoint("a", true)
+		w.do(func() {
+			a := w.endpoints["a"]
+			a.Veth, a.MAC = "eipva", "02:42:ac:13:00:64"
+			w.endpoints["a"] = a
+		})
+		l := start(t, w)
+		claims := func() (n int) {
+			w.do(func() { n = len(w.spoof) })
+			return n
+		}
+		if claims() != 1 || w.source("172.19.0.100").NICName != "eth0" {
+			t.Fatalf("%d claims, source %+v", claims(), w.source("172.19.0.100"))
+		}
+		w.do(func() { delete(w.endpoints, "a"); w.refuse = errors.New("the table is busy") })
+		if err := l.Sync(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		if claims() != 1 {
+			t.Error("still pinned, and not claimed any more")
+		}
+		w.do(func() { w.refuse = nil })
+		if err := l.Sync(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if claims() != 0 {
+			t.Error("it is claimed for good")
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -160,7 +161,18 @@ func (p firewallPart) Pinned() (out []netip.Addr, err error) {
 	return out, nil
 }
 
-func (p firewallPart) ApplyBridge(_ context.Context, ports []plan.BridgePort, _ bool) (bool, error) {
+func (p firewallPart) ApplyBridge(_ context.Context, ports []plan.BridgePort, prune bool) (bool, error) {
+	if !prune {
+		ports = slices.Clone(ports)
+		p.do(func() {
+			for _, old := range p.spoof {
+				if !slices.ContainsFunc(ports, func(b plan.BridgePort) bool { return b.Name == old.Name }) {
+					ports = append(ports, old)
+				}
+			}
+		})
+		slices.SortFunc(ports, func(a, b plan.BridgePort) int { return cmp.Compare(a.Name, b.Name) })
+	}
 	return set(p.world, &p.spoof, ports), nil
 }
 

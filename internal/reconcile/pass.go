@@ -14,8 +14,9 @@ import (
 
 // pass looks, decides and applies, in an order in which every step is safe
 // should the next one fail: names and bridges first, then ports, then the
-// ways out, and the firewall's one transaction last. What nobody needs to wait
-// for follows in [Loop.after].
+// ways out, and the firewall's one transaction last, between what is added to
+// the anti-spoofing and what is taken away there. What nobody needs to wait for
+// follows in [Loop.after].
 func (l *Loop) pass(ctx context.Context) *Result {
 	res := &Result{At: time.Now(), PortErrors: make(map[string]error)}
 	// Before Docker has told what exists, what we remember may be incomplete:
@@ -48,12 +49,22 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	res.partial(step("links and sysctls", func() (bool, error) { return l.o.Host.Apply(ctx, d.Links, d.Sysctls, prune) }))
 	l.reserve(res)
 	res.routing(step("routing", func() (bool, error) { return l.o.Router.Apply(ctx, d.Routing, prune) }), l.o.DeviceErrors)
-	res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) }))
-	res.hard(step("the firewall", func() (changed bool, err error) {
+	// A claim stands before the address is pinned, and until it is not: who gets
+	// the address of a container that is gone does not get its pin, though this
+	// pass may end at any step.
+	claims := func(prune bool) error {
+		return step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) })
+	}
+	res.hard(claims(false))
+	err := step("the firewall", func() (changed bool, err error) {
 		res.table, err = l.o.Firewall.Apply(ctx, d.Firewall, prune)
 		return res.table, err
-	}))
+	})
+	res.hard(err)
 	if prune {
+		if err == nil {
+			res.hard(claims(true))
+		}
 		res.hard(l.rememberStrict(res))
 	}
 	return res
