@@ -31,7 +31,7 @@ IMAGE  ?= eipnet/eipnet:latest
 ARCHS ?= amd64 arm64
 ARCH  ?= $(shell $(GO) env GOARCH)
 DEB   ?= out
-DEBVERSION = $(shell echo '$(VERSION)' | sed 's/^v//; s/^[^0-9]/0~&/')
+DEBVERSION = $(shell echo '$(VERSION)' | sed 's/^v\([0-9]\)/\1/; /^[0-9][0-9]*\./!s/^/0~/')
 
 # Where make install puts things: below $(DESTDIR)$(PREFIX). It installs $(BIN); completion and man page are
 # what $(HERE) says, which has to run here.

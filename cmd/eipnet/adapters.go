@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/events"
@@ -111,6 +112,24 @@ func (d dockerView) Problems() []model.Problem {
 			Text: "docker has it and eipnet does not remember it: what runs on it goes on as it is, and nothing can be started on it",
 			Fix:  "stop its containers, docker network rm " + name + ", and create it again",
 		})
+	}
+	if view := d.Watcher.View(); view != nil {
+		problems = append(problems, networkLabels(view)...)
+	}
+	return problems
+}
+
+// networkLabels reports eipnet networks that bear eip.* labels: Docker tells the
+// driver just their options.
+func networkLabels(view *events.View) (problems []model.Problem) {
+	for _, n := range view.Networks {
+		if n.Ours() && len(n.Labels) > 0 {
+			problems = append(problems, model.Problem{
+				Code: model.CodeNetworkLabel, Severity: model.Failure, Subject: "network " + n.Name,
+				Text: "its eip.* labels have no effect: " + strings.Join(slices.Sorted(maps.Keys(n.Labels)), ", "),
+				Fix:  "create it again with -o instead of --label",
+			})
+		}
 	}
 	return problems
 }

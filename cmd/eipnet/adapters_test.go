@@ -3,11 +3,13 @@ package main
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/eipnet/eipnet/driver"
+	"github.com/eipnet/eipnet/events"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -48,5 +50,19 @@ func TestReservations(t *testing.T) {
 		if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b plan.Port) bool { return a == b })); diff != "" {
 			t.Errorf("%s: refused (-want +got)\n%s", name, diff)
 		}
+	}
+}
+
+// Docker does not tell the driver of a network's labels.
+func TestNetworkLabels(t *testing.T) {
+	labels := map[string]string{"eip.nic": "eth1"}
+	view := &events.View{Networks: map[string]events.Network{
+		"a": {ID: "a", Name: "ours", Driver: "eipnet:latest", Labels: labels},
+		"b": {ID: "b", Name: "plain", Driver: "eipnet"},
+		"c": {ID: "c", Name: "strict", Driver: "bridge", Labels: labels},
+	}}
+	got := networkLabels(view)
+	if len(got) != 1 || got[0].Subject != "network ours" || !strings.Contains(got[0].Text, "eip.nic") {
+		t.Errorf("problems %v", got)
 	}
 }

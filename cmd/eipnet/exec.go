@@ -69,9 +69,18 @@ func (f *execFlags) run(ctx context.Context, args []string) (int, error) {
 		return nsexec.ExitFailed, err
 	}
 	client := api.NewClient(f.socket)
-	held, err := client.Attach(ctx, p)
+	// The connection that holds the endpoint lasts as long as its context: a
+	// signal ends that only until the daemon has answered.
+	attaching, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	uncancel := context.AfterFunc(ctx, cancel)
+	held, err := client.Attach(attaching, p)
 	if err != nil {
 		return nsexec.ExitFailed, err
+	}
+	if !uncancel() {
+		held.Close()
+		return nsexec.ExitFailed, errors.Join(ctx.Err(), detach(client, held.ID))
 	}
 	// From here on signals are the program's.
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))

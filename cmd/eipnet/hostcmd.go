@@ -41,7 +41,7 @@ func hostAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "add NAME --nic NIC --address ADDRESS [-p HOSTPORT:PORT]",
 		Short:   "Add an address that lives on one NIC",
-		Example: `  sudo eipnet host add web --nic eth1 --address 172.19.0.100 -p 8090:8090`,
+		Example: `  sudo eipnet host add web --nic eth1 --address 172.29.0.100 -p 8090:8090`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := model.HostEntry{Name: args[0], Bridge: bridge}
@@ -50,7 +50,7 @@ func hostAddCommand() *cobra.Command {
 				return fmt.Errorf("--nic: %w", err)
 			}
 			if e.Address, err = netip.ParseAddr(address); err != nil {
-				return fmt.Errorf("--address %q: want an IPv4 address that nobody has, as 172.19.0.100", address)
+				return fmt.Errorf("--address %q: want an IPv4 address that nobody has, as 172.29.0.100", address)
 			}
 			if e.Publishes, err = model.ParsePublishes(publish); err != nil {
 				return fmt.Errorf("-p: %w", err)

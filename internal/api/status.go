@@ -3,6 +3,7 @@
 package api
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -143,6 +144,9 @@ func Build(res *reconcile.Result, settings plan.Settings) Status {
 		ep.NotGateway = ep.NotGateway && !internal[e.NetworkID]
 		s.Endpoints = append(s.Endpoints, ep)
 	}
+	slices.SortStableFunc(s.Endpoints, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Container, b.Container), slices.CompareFunc(a.Addresses, b.Addresses, netip.Addr.Compare))
+	})
 	return s
 }
 

@@ -257,7 +257,7 @@ func (k *Keeper) check(e model.HostEntry, host model.Host) error {
 	for _, nic := range host.NICs {
 		for _, p := range nic.Addrs {
 			if p.Contains(e.Address) {
-				return fmt.Errorf("%v is in %v of %s: want an address that nobody has, as 172.19.0.100", e.Address, p.Masked(), nic.Name)
+				return fmt.Errorf("%v is in %v of %s: want an address that nobody has, as 172.29.0.100", e.Address, p.Masked(), nic.Name)
 			}
 		}
 	}

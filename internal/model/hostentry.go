@@ -42,7 +42,7 @@ func (e *HostEntry) Check() error {
 		return fmt.Errorf("%q is no name of a bridge", e.Bridge)
 	}
 	if !e.Address.Is4() || !e.Address.IsGlobalUnicast() {
-		return errors.New("want an IPv4 address for the host's programs to use, as 172.19.0.100")
+		return errors.New("want an IPv4 address for the host's programs to use, as 172.29.0.100")
 	}
 	o, err := ParsePinOptions(e.Options)
 	if err != nil {

@@ -28,6 +28,7 @@ const (
 	CodeImageLabel     Code = "image-label"      // eip.* labels of an image, ignored
 	CodeNoEndpoint     Code = "no-endpoint"      // labels on a container without a network of its own
 	CodeBesidePin      Code = "beside-pin"       // a pinned container is on a network out of reach
+	CodeNetworkLabel   Code = "network-label"    // eip.* labels of a network of ours, without effect
 	CodeNetworkUnknown Code = "network-unknown"  // Docker has a network of ours that the state lacks
 	CodePending        Code = "pending"          // labels not known yet
 	CodePortTaken      Code = "port-taken"       // a published port could not be reserved

@@ -175,6 +175,22 @@ func TestExec(t *testing.T) {
 		r.clean()
 		r.gone(before)
 	})
+	t.Run("says goodbye", func(t *testing.T) {
+		r := r.in(t)
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			p := r.keeps("polite", "--nic", "eth1", "-p", "8094:8080", "--", "sh", "-c",
+				"trap 'for i in 1 2 3; do app get "+siteIP+" || exit 4; done; exit 3' TERM INT; app serve & while :; do wait; done")
+			r.answers(r.url("eth1", 8094), eth1)
+			if err := p.Stop(t.Context(), sig); err != nil {
+				t.Error(err)
+			}
+			if err := p.Err(); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+				t.Errorf("%v: it ended with %v and said:\n%s", sig, err, p.Log())
+			}
+			r.gone(before)
+		}
+		r.clean()
+	})
 	t.Run("forks and is killed", func(t *testing.T) {
 		r := r.in(t)
 		p := r.keeps("forks", "--nic", "eth1", "-p", "8091:8080", "--", "sh", "-c", "setsid app sleep & app sleep & app serve")
