@@ -208,10 +208,7 @@ func parseAddress(s string) (netip.Addr, error) {
 	return addr, nil
 }
 
-func validLinkName(s string, most int) bool {
-	return s != "" && len(s) <= most && s != "." && s != ".." &&
-		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:%+", r) })
-}
+func validLinkName(s string, most int) bool { return len(s) <= most && model.IsLinkName(s) }
 
 func defaultBridge(networkID string) string { return "eip-" + prefix(networkID) }
 

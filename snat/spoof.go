@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/model"
+
 	"github.com/eipnet/eipnet/internal/plan"
 )
 
@@ -48,6 +50,18 @@ func (s *spoofTable) forget() { s.have, s.last, s.claimed = nil, nil, false }
 // Without prune nothing is removed, only added: for the time before all
 // containers are known.
 func (m *Manager) ApplyBridge(ctx context.Context, ports []BridgePort, prune bool) (changed bool, err error) {
+	return m.applySpoof(ctx, ports, prune, false)
+}
+
+// ClaimBridge comes before [Manager.Apply], as ApplyBridge comes behind it: it
+// adds what ApplyBridge would, but gives no address that is claimed already to
+// another port, as what that port sends would leave by the pin that the address
+// has as yet. Nothing is removed.
+func (m *Manager) ClaimBridge(ctx context.Context, ports []BridgePort) (changed bool, err error) {
+	return m.applySpoof(ctx, ports, false, true)
+}
+
+func (m *Manager) applySpoof(ctx context.Context, ports []BridgePort, prune, claim bool) (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -59,7 +73,7 @@ func (m *Manager) ApplyBridge(ctx context.Context, ports []BridgePort, prune boo
 		if err := ctx.Err(); err != nil {
 			return false, fmt.Errorf("applying anti-spoof: %w", err)
 		}
-		changed, err = m.spoofPass(s, ports, prune)
+		changed, err = m.spoofPass(s, ports, prune, claim)
 		if !errors.Is(err, unix.ERESTART) {
 			break
 		}
@@ -72,7 +86,7 @@ func (m *Manager) ApplyBridge(ctx context.Context, ports []BridgePort, prune boo
 }
 
 // spoofPass reads, compares and writes once.
-func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune bool) (bool, error) {
+func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune, claim bool) (bool, error) {
 	have, gen, err := m.spoofContent(s)
 	if err != nil {
 		return false, err
@@ -88,6 +102,9 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune bool) (bool
 	want, err := renderSpoof(ports)
 	if err != nil {
 		return false, err
+	}
+	if claim {
+		want.withhold(have)
 	}
 	if !prune {
 		for name, list := range have.sets {
@@ -120,6 +137,18 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune bool) (bool
 		s.last = clonePorts(ports)
 	}
 	return !b.empty(), nil
+}
+
+// withhold takes addresses out of the target's ports that somebody else claims.
+func (t *target) withhold(have content) {
+	for _, f := range model.Families {
+		for key := range t.sets[named("port", f)] {
+			_, has := have.sets[named("port", f)][key]
+			if _, claimed := have.sets[named("claimed", f)][key[unix.IFNAMSIZ:]]; claimed && !has {
+				delete(t.sets[named("port", f)], key)
+			}
+		}
+	}
 }
 
 // spoofContent returns what the table holds, and the generation that this

@@ -362,3 +362,46 @@ func BenchmarkSpoof(b *testing.B) {
 		})
 	}
 }
+
+// An address that is claimed goes to another port only with ApplyBridge, and a
+// new one at once: no pin can be there for it yet.
+func TestClaimBridge(t *testing.T) {
+	ns := newNamespace(t)
+	m := newManager(t, ns)
+	port := func(name, address string) BridgePort {
+		return BridgePort{Bridge: "b", Name: name, MAC: "02:00:00:00:00:0" + name[1:], Addrs: []netip.Addr{addr(address), addr(six(address))}, Only: true}
+	}
+	listed := func(want ...string) {
+		t.Helper()
+		for _, set := range []string{"port4", "port6"} {
+			var got []string
+			for name := range strings.SplitSeq(ns.run(t, "nft list set bridge eipnet "+set), `"`) {
+				if strings.HasPrefix(name, "p") && len(name) == 2 {
+					got = append(got, name)
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want) {
+				t.Errorf("%s has ports %v, want %v", set, got, want)
+			}
+		}
+	}
+	claim := func(ports ...BridgePort) {
+		t.Helper()
+		if _, err := m.ClaimBridge(t.Context(), ports); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim(port("p1", "172.19.0.100"))
+	listed("p1")
+	next := []BridgePort{port("p2", "172.19.0.100"), port("p3", "172.19.0.101")}
+	claim(next...)
+	listed("p1", "p3")
+	if _, err := m.ApplyBridge(t.Context(), next, true); err != nil {
+		t.Fatal(err)
+	}
+	listed("p2", "p3")
+	if changed, err := m.ClaimBridge(t.Context(), next); changed || err != nil {
+		t.Errorf("claimed once more: %v, %v", changed, err)
+	}
+}

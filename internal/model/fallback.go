@@ -30,7 +30,7 @@ func parseFallback(value string) (Fallback, error) {
 		case f == FallbackHold && last && i > 0:
 		case (f == FallbackHold || f == FallbackHost) && !last:
 			return "", fmt.Errorf("%s=%q: %s ends the list, nothing can follow", KeyFallback, value, w)
-		case !isLinkName(w):
+		case !IsLinkName(w):
 			return "", fmt.Errorf("%s=%q: %q is neither hold nor host nor an interface name", KeyFallback, value, w)
 		case slices.Contains(out, w):
 			return "", fmt.Errorf("%s=%q names %s twice", KeyFallback, value, w)

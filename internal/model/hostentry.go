@@ -34,11 +34,11 @@ func (e *HostEntry) Check() error {
 	}
 	if e.Bridge == "" {
 		e.Bridge = "br-" + e.Name
-		if !isLinkName(e.Bridge) {
+		if !IsLinkName(e.Bridge) {
 			return fmt.Errorf("br-%s is too long for the name of a bridge: say --bridge", e.Name)
 		}
 	}
-	if !isLinkName(e.Bridge) {
+	if !IsLinkName(e.Bridge) {
 		return fmt.Errorf("%q is no name of a bridge", e.Bridge)
 	}
 	if !e.Address.Is4() || !e.Address.IsGlobalUnicast() {

@@ -169,7 +169,7 @@ func (o *NetworkOptions) set(key, value string) error {
 	case KeyAllow:
 		for name := range strings.SplitSeq(value, ",") {
 			name = strings.TrimSpace(name)
-			if !isLinkName(name) {
+			if !IsLinkName(name) {
 				return fmt.Errorf("%s=%q: %q is no interface name", key, value, name)
 			}
 			o.Allow = append(o.Allow, name)
@@ -190,9 +190,10 @@ func (o *NetworkOptions) set(key, value string) error {
 	return nil
 }
 
-// isLinkName leaves out what the kernel, iptables or a list would read as more
-// than a name: %d counts up, and + is a wildcard.
-func isLinkName(s string) bool {
+// IsLinkName reports whether the kernel takes it for a link's name. It leaves out
+// what the kernel, iptables or a list would read as more than a name: %d counts
+// up, and + is a wildcard.
+func IsLinkName(s string) bool {
 	return s != "" && len(s) <= 15 && s != "." && s != ".." &&
 		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:,%+", r) })
 }
@@ -200,7 +201,7 @@ func isLinkName(s string) bool {
 func (o *PinOptions) set(key, value string) error {
 	switch key {
 	case KeyNIC:
-		if !isLinkName(value) {
+		if !IsLinkName(value) {
 			return fmt.Errorf("%s=%q is no interface name", key, value)
 		}
 		return o.selector(Selector{Kind: ByNIC, Name: value})

@@ -166,14 +166,24 @@ func TestClaimsOutliveTheirPins(t *testing.T) {
 		if claims() != 1 || w.source("172.19.0.100").NICName != "eth0" {
 			t.Fatalf("%d claims, source %+v", claims(), w.source("172.19.0.100"))
 		}
-		w.do(func() { delete(w.endpoints, "a"); w.refuse = errors.New("the table is busy") })
+		w.do(func() {
+			b := w.endpoints["a"] // the next one has its address, and pins nothing
+			b.ID, b.Veth, b.Container = "b", "eipvb", model.Container{Known: true, Name: "next"}
+			w.endpoints["b"] = b
+			delete(w.endpoints, "a")
+			w.refuse = errors.New("the table is busy")
+		})
 		if err := l.Sync(t.Context()); err == nil {
 			t.Error("no error")
 		}
-		if claims() != 1 {
-			t.Error("still pinned, and not claimed any more")
-		}
-		w.do(func() { w.refuse = nil })
+		w.do(func() {
+			for _, p := range w.spoof {
+				if (len(p.Addrs) > 0) != (p.Name == "eipva") {
+					t.Errorf("still pinned, and port %s may bear %v", p.Name, p.Addrs)
+				}
+			}
+		})
+		w.do(func() { w.refuse = nil; delete(w.endpoints, "b") })
 		if err := l.Sync(t.Context()); err != nil {
 			t.Error(err)
 		}

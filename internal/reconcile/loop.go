@@ -42,6 +42,9 @@ type Router interface {
 // Firewall applies marks, NAT and guard.
 type Firewall interface {
 	Apply(ctx context.Context, fw plan.Firewall, prune bool) (changed bool, err error)
+	// ClaimBridge comes before Apply and ApplyBridge behind it: what an address
+	// may do is settled before another port may bear it.
+	ClaimBridge(ctx context.Context, ports []plan.BridgePort) (changed bool, err error)
 	ApplyBridge(ctx context.Context, ports []plan.BridgePort, prune bool) (changed bool, err error)
 	// Pinned tells the addresses that are pinned in the kernel now.
 	Pinned() ([]netip.Addr, error)

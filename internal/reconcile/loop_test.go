@@ -161,6 +161,12 @@ func (p firewallPart) Pinned() (out []netip.Addr, err error) {
 	return out, nil
 }
 
+func (p firewallPart) ClaimBridge(ctx context.Context, ports []plan.BridgePort) (bool, error) {
+	var have []plan.BridgePort
+	p.do(func() { have = p.spoof })
+	return p.ApplyBridge(ctx, withheld(ports, have), false)
+}
+
 func (p firewallPart) ApplyBridge(_ context.Context, ports []plan.BridgePort, prune bool) (bool, error) {
 	if !prune {
 		ports = slices.Clone(ports)

@@ -49,22 +49,19 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	res.partial(step("links and sysctls", func() (bool, error) { return l.o.Host.Apply(ctx, d.Links, d.Sysctls, prune) }))
 	l.reserve(res)
 	res.routing(step("routing", func() (bool, error) { return l.o.Router.Apply(ctx, d.Routing, prune) }), l.o.DeviceErrors)
-	// A claim stands before the address is pinned, and until it is not: who gets
-	// the address of a container that is gone does not get its pin, though this
-	// pass may end at any step.
-	claims := func(prune bool) error {
-		return step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) })
-	}
-	res.hard(claims(false))
+	// A claim stands before the address is pinned, and until it is not, and goes
+	// to another port only when its old pin is gone: who gets the address of a
+	// container that is gone does not get its pin, though a pass may end at any step.
+	res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ClaimBridge(ctx, d.Bridges) }))
 	err := step("the firewall", func() (changed bool, err error) {
 		res.table, err = l.o.Firewall.Apply(ctx, d.Firewall, prune)
 		return res.table, err
 	})
 	res.hard(err)
+	if err == nil {
+		res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) }))
+	}
 	if prune {
-		if err == nil {
-			res.hard(claims(true))
-		}
 		res.hard(l.rememberStrict(res))
 	}
 	return res

@@ -36,6 +36,15 @@ func twoNICs(t *testing.T, ports ...model.Publish) (*world, *reconcile.Loop) {
 
 var toEth1 = map[string]string{"eip.nic": "eth1"}
 
+// unlabel takes a container's labels away.
+func (w *world) unlabel(endpoint string) {
+	w.do(func() {
+		e := w.endpoints[endpoint]
+		e.Container.Labels = nil
+		w.endpoints[endpoint] = e
+	})
+}
+
 func (w *world) source(addr string) plan.Source {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -166,12 +175,8 @@ func TestRebindOfOneThatHasJustStarted(t *testing.T) {
 func TestUnpinnedLeavesNothingBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := twoNICs(t)
-		w.do(func() {
-			a := w.endpoints["a"]
-			a.Container.Labels = nil
-			w.endpoints["a"] = a
-			w.unmoved = errors.New("conntrack is busy")
-		})
+		w.unlabel("a")
+		w.do(func() { w.unmoved = errors.New("conntrack is busy") })
 		verdict := func() (v plan.Verdict) {
 			synctest.Wait()
 			return w.source("172.19.0.100").Verdict
@@ -210,11 +215,7 @@ func TestNewExceptionForgetsFlows(t *testing.T) {
 func TestClearedRebindThatFailsIsTakenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := twoNICs(t)
-		w.do(func() {
-			a := w.endpoints["a"]
-			a.Container.Labels = nil
-			w.endpoints["a"] = a
-		})
+		w.unlabel("a")
 		if _, err := l.Rebind(t.Context(), "app", toEth1); err != nil {
 			t.Fatal(err)
 		}

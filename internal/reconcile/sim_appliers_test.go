@@ -172,6 +172,24 @@ func (f simFirewall) ApplyBridge(_ context.Context, ports []plan.BridgePort, pru
 	})
 }
 
+// ClaimBridge lets no other port bear an address that one bears.
+func (f simFirewall) ClaimBridge(ctx context.Context, ports []plan.BridgePort) (bool, error) {
+	var have []plan.BridgePort
+	f.do(func() { have = f.kernel.spoof })
+	return f.ApplyBridge(ctx, withheld(ports, have), false)
+}
+
+func withheld(ports, have []plan.BridgePort) []plan.BridgePort {
+	out := slices.Clone(ports)
+	for i, p := range out {
+		out[i].Addrs = slices.DeleteFunc(slices.Clone(p.Addrs), func(a netip.Addr) bool {
+			mine := slices.ContainsFunc(have, func(h plan.BridgePort) bool { return h.Name == p.Name && slices.Contains(h.Addrs, a) })
+			return !mine && slices.ContainsFunc(have, func(h plan.BridgePort) bool { return slices.Contains(h.Addrs, a) })
+		})
+	}
+	return out
+}
+
 // simForwarding are the accepts in Docker's chain.
 type simForwarding struct{ *daemon }
 
