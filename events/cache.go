@@ -129,6 +129,29 @@ func (c *cache) learn(l listed) {
 	}
 }
 
+// endpoint finds the container of an endpoint by its key in a network. One whose
+// labels cannot be told from its image's yet is not found.
+func (c *cache) endpoint(key string, a attachment) (l listed, ok bool) {
+	if joining(key) {
+		l, ok = c.name(a.name)
+	} else {
+		l, ok = c.id(key)
+	}
+	return l, ok && (len(l.labels) == 0 || l.image != "")
+}
+
+// labelled reports whether any container bears eip.* labels.
+func (c *cache) labelled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.byID {
+		if len(l.labels) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *cache) id(id string) (listed, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -60,13 +60,7 @@ func (w *Watcher) lookup(ctx context.Context, eng engine, networkID, endpointID 
 	if !ok {
 		return model.Container{}, ErrUnknown
 	}
-	var known listed
-	if joining(key) {
-		known, ok = w.cache.name(a.name)
-	} else {
-		known, ok = w.cache.id(key)
-	}
-	if ok && (len(known.labels) == 0 || known.image != "") {
+	if known, ok := w.cache.endpoint(key, a); ok {
 		return w.trusted(ctx, eng, known)
 	}
 	found, err := eng.containers(ctx, byName, a.name)

@@ -86,8 +86,10 @@ func TestUrgentStrict(t *testing.T) {
 	d.gate("GET /networks?")
 	d.addContainer(con1, "app", nil)
 	d.attachWith(net1, con1, object{"EndpointID": end1, "Name": "app", "MacAddress": "", "IPv4Address": "172.19.0.2/16", "IPv6Address": "", "options": object{"eip.nic": "eth2"}})
-	d.addContainer(con2, "unheard", nil)
-	d.attach(net1, con2, end2, "unheard") // its event is still under way
+	d.change(func() { // its events are still under way
+		d.containers[con2] = object{"Id": con2, "Names": []string{"/unheard"}, "State": "created"}
+	})
+	d.attach(net1, con2, end2, "unheard")
 	d.emit("network", "connect", net1, map[string]string{"container": con1, "type": "bridge"})
 	if e := w.untilEndpoint(end1); !e.Container.Known || e.Options["eip.nic"] != "eth2" {
 		t.Errorf("endpoint %+v", e)
@@ -143,6 +145,47 @@ func TestUrgentOwed(t *testing.T) {
 	w.until("labels", func() bool { return w.View().Containers[end2].Known })
 	if n := w.urges.Load(); n != 1 || len(w.View().Endpoints) > 0 {
 		t.Errorf("%d times urgent; endpoints %v", n, w.View().Endpoints)
+	}
+}
+
+// TestPortUp: a container with labels is in the view before Docker tells of its
+// endpoint, under whichever key it is listed then.
+func TestPortUp(t *testing.T) {
+	d := newDocker(t)
+	d.addNetwork(net1, object{"Name": "web", "Driver": "bridge", "Options": object{"com.docker.network.bridge.name": "br-web"}})
+	d.addNetwork(net2, object{"Name": "other", "Driver": "bridge"})
+	d.addContainer("old", "old", nil)
+	d.attach(net1, "old", "end-old", "old")
+	w := run(t, d.host())
+	w.PortUp("br-web") // nobody listens yet
+	w.untilUp()
+	d.gate("GET /networks?")
+	inspections := func() int { return d.count("/networks/") }
+	before := inspections()
+	w.PortUp("br-web")
+	d.addContainer(con1, "app", pinned)
+	w.imageKnown(con1)
+	if n := inspections() - before; n > 0 {
+		t.Errorf("%d inspections where no container bears labels", n)
+	}
+	w.PortUp("br-unknown")
+	d.attach(net1, "ep-"+end1, end1, "app")
+	w.PortUp("br-web")
+	if e := w.untilEndpoint(end1); e.Container.ID != con1 || e.Container.Labels["eip.nic"] != "eth1" {
+		t.Errorf("endpoint %+v", e)
+	}
+	d.addContainer(con2, "app2", pinned)
+	w.imageKnown(con2)
+	d.attach(net1, con2, end2, "app2")
+	w.PortUp("br-web")
+	if e := w.untilEndpoint(end2); e.Container.ID != con2 || e.Container.Labels["eip.nic"] != "eth1" {
+		t.Errorf("endpoint %+v", e)
+	}
+	if e, there := w.endpoint("end-old"); !there || !e.Container.Known {
+		t.Errorf("endpoint %+v", e)
+	}
+	if n := inspections() - before; n != 2 {
+		t.Errorf("%d inspections, want 2", n)
 	}
 }
 

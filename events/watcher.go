@@ -61,7 +61,8 @@ type Watcher struct {
 	untrusted map[string]error // containers that were logged as such; of the lister alone
 
 	mu             sync.Mutex
-	engine         engine // nil while not up
+	engine         engine                 // nil while not up
+	soon           func(networkID string) // asks soon about a network; nil while there is no session
 	up             bool
 	view           *View
 	failure        error // of the last attempt
@@ -182,6 +183,9 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 	s.mark()
 
 	ctx, cancel := context.WithCancelCause(ctx)
+	w.mu.Lock()
+	w.soon = func(networkID string) { s.hurry(ctx, networkID, "") }
+	w.mu.Unlock()
 	var lister sync.WaitGroup
 	silence := time.AfterFunc(identifyTimeout, func() { cancel(errors.New("no answer from /events")) })
 	err = eng.events(ctx, time.Now(), func() {
@@ -194,6 +198,9 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 	}
 	cancel(err)
 	lister.Wait()
+	w.mu.Lock()
+	w.soon = nil
+	w.mu.Unlock()
 	s.fast.workers.Wait()
 
 	w.mu.Lock()

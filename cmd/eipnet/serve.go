@@ -122,7 +122,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	g, ctx := errgroup.WithContext(ctx)
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	g.Go(func() error { return links.Watch(inner, poke) })
+	g.Go(func() error { return links.Watch(inner, poke, watcher.PortUp) })
 	g.Go(func() error { return firewall.Watch(inner, loop.PokeTables, loop.PokeForwarding) })
 	g.Go(func() error { return loop.Run(inner) })
 	g.Go(func() error { return watcher.Run(inner) })

@@ -333,7 +333,7 @@ func TestWatchPokes(t *testing.T) {
 	})
 	go ns.Do(func() {
 		h, _ := open(t, Options{})
-		ended <- h.Watch(ctx, poke)
+		ended <- h.Watch(ctx, poke, func(string) {})
 	})
 	<-pokes // it sees changes from now on
 	settle := func() {
@@ -369,6 +369,51 @@ func TestWatchPokes(t *testing.T) {
 				return false
 			}
 		})
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Watch ended with %v", err)
+	}
+}
+
+// TestWatchPortUp: a bridge is told when the container's end of a port is up,
+// and not before.
+func TestWatchPortUp(t *testing.T) {
+	ns, far := netnstest.New(t), netnstest.New(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	pokes, up, ended := make(chan struct{}, 1), make(chan string, 16), make(chan error, 1)
+	ns.Do(func() { ip(t, "link add br-web type bridge"); ip(t, "link set br-web up") })
+	go ns.Do(func() {
+		h, _ := open(t, Options{})
+		ended <- h.Watch(ctx, func() {
+			select {
+			case pokes <- struct{}{}:
+			default:
+			}
+		}, func(bridge string) { up <- bridge })
+	})
+	<-pokes
+	ns.Do(func() {
+		ip(t, "link add alone type veth peer name alone2")
+		ip(t, "link set alone up")
+		ip(t, "link set alone2 up") // no port
+		ip(t, "link add veth1 type veth peer name eth0")
+		ip(t, "link set veth1 master br-web")
+		ip(t, "link set veth1 up")
+		eth0, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.LinkSetNsFd(eth0, far.FD())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if len(up) > 0 {
+		t.Errorf("told %q before the far end is up", <-up)
+	}
+	far.Do(func() { ip(t, "link set eth0 up") })
+	if got := <-up; got != "br-web" {
+		t.Errorf("told %q", got)
 	}
 	cancel()
 	if err := <-ended; err != nil {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -35,11 +36,15 @@ var watchGroups = []uint{
 // cancelled, and returns nil then. The kernel tells nothing of arp_ignore and
 // arp_announce. Watch pokes once when it begins to see changes, and again after
 // it may have missed some. It watches the network namespace of the calling thread.
-func (h *Host) Watch(ctx context.Context, poke func()) error {
+//
+// portUp is told the bridge whenever a veth that is a port of it has carrier,
+// which an engine's has as soon as the container's end is set up, before any
+// process runs there. Neither function may block.
+func (h *Host) Watch(ctx context.Context, poke func(), portUp func(bridge string)) error {
 	retry := watchRetry
 	for {
 		began := time.Now()
-		err := h.watchOnce(ctx, poke)
+		err := h.watchOnce(ctx, poke, portUp)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the error is that the socket was closed
 		}
@@ -54,7 +59,7 @@ func (h *Host) Watch(ctx context.Context, poke func()) error {
 	}
 }
 
-func (h *Host) watchOnce(ctx context.Context, poke func()) error {
+func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge string)) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, watchGroups...)
 	if err != nil {
 		return fmt.Errorf("subscribing to network changes: %w", err)
@@ -77,6 +82,11 @@ func (h *Host) watchOnce(ctx context.Context, poke func()) error {
 		if from.Pid != nl.PidKernel {
 			continue
 		}
+		for _, m := range msgs {
+			if bridge := h.risenPort(m); bridge != "" {
+				portUp(bridge)
+			}
+		}
 		if slices.ContainsFunc(msgs, matters) {
 			poke()
 		}
@@ -86,6 +96,25 @@ func (h *Host) watchOnce(ctx context.Context, poke func()) error {
 			}
 		}
 	}
+}
+
+// risenPort names the bridge of which a veth with carrier is told to be a port.
+func (h *Host) risenPort(m syscall.NetlinkMessage) string {
+	if m.Header.Type != unix.RTM_NEWLINK {
+		return ""
+	}
+	if info := nl.DeserializeIfInfomsg(m.Data); info.Family == unix.AF_BRIDGE || info.Flags&unix.IFF_LOWER_UP == 0 {
+		return ""
+	}
+	l, err := netlink.LinkDeserialize(nil, m.Data)
+	if err != nil || l.Type() != "veth" || l.Attrs().MasterIndex == 0 {
+		return ""
+	}
+	bridge, err := h.handle.LinkByIndex(l.Attrs().MasterIndex)
+	if err != nil {
+		return "" // gone already
+	}
+	return bridge.Attrs().Name
 }
 
 // Wrote names what Apply wrote since this was last asked.

@@ -124,10 +124,11 @@ func TestLabelInTime(t *testing.T) {
 	var toPin, toPacket []time.Duration
 	for range n {
 		r.resetSniffers()
+		begun := time.Now()
 		id := r.docker(r.bursting("hasty", "stock", "eth1", false)...)
 		r.reachEver("hasty")
 		connected := r.connectedAt(events, id)
-		pinned := r.changedAfter(connected)
+		pinned := r.changedAfter(begun)
 		var first time.Time
 		strayed, _ := r.strayed()
 		for _, f := range append(r.Sniffer("eth1").Flows(), strayed...) {
@@ -148,7 +149,7 @@ func TestLabelInTime(t *testing.T) {
 	r.report("from network connect to the pin", spread(toPin), "")
 	r.report("from the pin to the first packet", spread(toPacket), "> 0")
 	r.report("containers that sent before they were pinned", fmt.Sprintf("%d of %d", early, n), "0")
-	if early > n/2 { // Docker leaves 10 ms, which are soon over on a machine that has other things to do
+	if early > n/8 { // a machine that has other things to do is late now and then
 		t.Errorf("%d of %d containers sent before they were pinned", early, n)
 	}
 }
@@ -194,13 +195,13 @@ func (r *rig) connectedAt(events *lab.Process, id string) (at time.Time) {
 	return at
 }
 
-var hostChanged = regexp.MustCompile(`time=(\S+) level=INFO msg="host changed"`)
+var tableChanged = regexp.MustCompile(`time=(\S+) level=INFO msg="changed the nftables table"`)
 
-// changedAfter is when the daemon first says that it changed the host since then.
+// changedAfter is when the daemon last changed pins since then.
 func (r *rig) changedAfter(since time.Time) (at time.Time) {
 	r.t.Helper()
-	r.eventually("the daemon to change the host", func() error {
-		for _, m := range hostChanged.FindAllStringSubmatch(r.daemon.Log(), -1) {
+	r.eventually("the daemon to change pins", func() error {
+		for _, m := range tableChanged.FindAllStringSubmatch(r.daemon.Log(), -1) {
 			t, err := time.Parse(time.RFC3339, m[1])
 			if err != nil {
 				return err
@@ -208,10 +209,12 @@ func (r *rig) changedAfter(since time.Time) (at time.Time) {
 			// The log's clock has milliseconds.
 			if t.After(since.Add(-time.Millisecond)) {
 				at = t
-				return nil
 			}
 		}
-		return errors.New("it did not")
+		if at.IsZero() {
+			return errors.New("it did not")
+		}
+		return nil
 	})
 	return at
 }
