@@ -9,6 +9,7 @@ import (
 
 	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/events"
+	"github.com/eipnet/eipnet/internal/firewalld"
 	"github.com/eipnet/eipnet/internal/host"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
@@ -74,10 +75,14 @@ func (r reservations) Set(want []plan.Port) map[plan.Port]error {
 	return failed
 }
 
-// forwarding is DOCKER-USER as the loop sees it.
-type forwarding struct{ *snat.DockerUser }
+// forwarding is DOCKER-USER, and firewalld, as the loop sees them.
+type forwarding struct {
+	*snat.DockerUser
+	zones *firewalld.Keeper
+}
 
 func (f forwarding) Apply(ctx context.Context, bridges []string) (reconcile.ForwardingOutcome, error) {
+	f.zones.Set(bridges)
 	out, err := f.DockerUser.Apply(ctx, bridges)
 	return reconcile.ForwardingOutcome(out), err
 }
@@ -88,7 +93,7 @@ type dockerView struct {
 	store   *state.Store
 	atStart []model.Problem // the kernel's, and what happened to the state file
 	lost    *lostNetworks
-	files   func() []model.Problem // with host entries
+	others  []func() []model.Problem // of host entries' files, and of firewalld
 }
 
 func (d dockerView) View() (reconcile.DockerView, bool) {
@@ -104,8 +109,10 @@ func (d dockerView) View() (reconcile.DockerView, bool) {
 }
 
 func (d dockerView) Problems() []model.Problem {
-	problems := append(d.Watcher.Problems(), d.files()...)
-	problems = append(problems, d.atStart...)
+	problems := append(d.Watcher.Problems(), d.atStart...)
+	for _, more := range d.others {
+		problems = append(problems, more()...)
+	}
 	for _, name := range slices.Sorted(maps.Values(d.lost.names)) {
 		problems = append(problems, model.Problem{
 			Code: model.CodeNetworkUnknown, Severity: model.Failure, Subject: "network " + name,

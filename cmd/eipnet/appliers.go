@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"path/filepath"
 
+	"github.com/eipnet/eipnet/internal/firewalld"
 	"github.com/eipnet/eipnet/internal/host"
 	"github.com/eipnet/eipnet/internal/reconcile"
 	"github.com/eipnet/eipnet/internal/route"
@@ -17,6 +19,7 @@ type appliers struct {
 	router   *route.Manager
 	firewall *snat.Manager
 	accepts  *snat.DockerUser
+	zones    *firewalld.Keeper
 }
 
 func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke func()) (a appliers, err error) {
@@ -35,6 +38,7 @@ func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke 
 	if a.firewall, err = snat.New(snat.Options{Log: o.log, Shared: o.shareTables}); err != nil {
 		return a, err
 	}
+	a.zones = firewalld.New(firewalld.Options{Log: o.log, Bus: filepath.Join(o.hostRoot, firewalld.Bus), Poke: poke})
 	a.accepts, err = snat.NewDockerUser(ctx, o.log)
 	return a, err
 }
@@ -43,7 +47,7 @@ func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke 
 func (a appliers) loop(o serveOptions, store *state.Store, ports reconcile.Ports, ways reconcile.Health, docker reconcile.Docker) (*reconcile.Loop, error) {
 	return reconcile.New(reconcile.Options{
 		Log: o.log, Settings: o.settings,
-		Host: a.links, Router: a.router, Firewall: a.firewall, Forwarding: forwarding{a.accepts},
+		Host: a.links, Router: a.router, Firewall: a.firewall, Forwarding: forwarding{a.accepts, a.zones},
 		Ports: ports, Store: store, Docker: docker,
 		Health: ways, Stay: o.stay,
 		DeviceErrors: []error{route.ErrDevice},

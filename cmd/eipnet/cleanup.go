@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/eipnet/eipnet/internal/firewalld"
 	"github.com/eipnet/eipnet/internal/host"
 	"github.com/eipnet/eipnet/internal/route"
 	"github.com/eipnet/eipnet/snat"
@@ -128,6 +129,7 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 // leftovers are the hands that cleanup looks and removes with.
 type leftovers struct {
 	o       cleanupOptions
+	bridges []string
 	links   *host.Host
 	router  *route.Manager
 	tables  *snat.Tables
@@ -135,7 +137,7 @@ type leftovers struct {
 }
 
 func openLeftovers(ctx context.Context, o cleanupOptions, m *memory) (*leftovers, error) {
-	l := &leftovers{o: o}
+	l := &leftovers{o: o, bridges: m.bridges}
 	var err error
 	if l.tables, err = snat.NewTables(0); err != nil {
 		return nil, err
@@ -191,6 +193,10 @@ func (l *leftovers) remove(ctx context.Context) error {
 		return errors.Join(err, fmt.Errorf("the tables stay, as connections of pinned containers could not be ended: %w", flushErr))
 	}
 	_, acceptsErr := l.accepts.Apply(ctx, nil)
+	// What firewalld knows of bridges that are gone does no harm.
+	if err := firewalld.Forget(ctx, filepath.Join("/", firewalld.Bus), l.bridges); err != nil {
+		l.o.log.Warn("firewalld still knows of bridges that are gone, until it is reloaded", slog.Any("err", err))
+	}
 	if err = errors.Join(err, acceptsErr, l.tables.Remove(ctx)); err != nil {
 		return err // what the host was like is needed once more
 	}

@@ -29,6 +29,7 @@ const dockerPatience = 5 * time.Second
 type memory struct {
 	originals host.Originals
 	networks  []model.Network // of eipnet's own
+	bridges   []string        // of those and of host entries
 	close     func()
 }
 
@@ -66,8 +67,11 @@ func recall(o cleanupOptions) (*memory, error) {
 	m.originals = store
 	for _, n := range store.Networks() {
 		if !n.Stock {
-			m.networks = append(m.networks, n)
+			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
 		}
+	}
+	for _, e := range store.HostEntries() {
+		m.bridges = append(m.bridges, e.Network().Bridge)
 	}
 	rest := m.close
 	m.close = func() {

@@ -55,6 +55,7 @@ It needs root. It touches only NICs that a pin, an option, a published port or
 //
 //	state     what was asked for, remembered over restarts
 //	appliers  host (links, sysctls), route (rules, tables), snat (marks, NAT, guard)
+//	zones     firewalld, where there is one, told of our bridges
 //	watcher   Docker: which container an endpoint belongs to, and its labels
 //	loop      observe → plan.Compute → apply; the only one that writes the kernel
 //	driver    Docker's calls: state the intent, have the loop pass, answer
@@ -92,7 +93,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer ports.Close()
 	ways := health.New(health.Options{Log: log, Interval: o.probeInterval, Targets: o.probeTargets, Mask: o.settings.Mask, Poke: poke})
 	defer ways.Close()
-	loop, err = hands.loop(o, store, reservations{ports}, ways, dockerView{watcher, store, atStart, &lostNetworks{}, func() []model.Problem { return entries.Problems() }})
+	loop, err = hands.loop(o, store, reservations{ports}, ways, dockerView{watcher, store, atStart, &lostNetworks{}, []func() []model.Problem{func() []model.Problem { return entries.Problems() }, hands.zones.Problems}})
 	if err != nil {
 		return err
 	}
@@ -126,6 +127,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	g.Go(func() error { return firewall.Watch(inner, loop.PokeTables, loop.PokeForwarding) })
 	g.Go(func() error { return loop.Run(inner) })
 	g.Go(func() error { return watcher.Run(inner) })
+	g.Go(func() error { return hands.zones.Run(inner) })
 	g.Go(func() error { return tellSystemd(inner, loop, log) })
 	g.Go(func() error {
 		return (&collector{driver: drv, watcher: watcher, store: store, log: log, after: o.collectAfter}).run(inner)

@@ -37,6 +37,7 @@ const (
 	CodeDockerAway     Code = "docker-away"      // Docker's API does not answer
 	CodeElsewhere      Code = "docker-elsewhere" // Docker's networks are not on this host
 	CodeKernelOld      Code = "kernel-old"       // the kernel may lack what the tables need
+	CodeFirewalld      Code = "firewalld"        // firewalld could not be told of our bridges
 	CodeContested      Code = "contested"        // somebody keeps undoing what we write
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
