@@ -94,8 +94,7 @@ func table(cmd *cobra.Command) string {
 		if d := defaultOf(f); d != "" {
 			def = "`" + d + "`"
 		}
-		env := "EIPNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", strings.ReplaceAll(name, "|", `\|`), env, def, strings.ReplaceAll(usage, "|", `\|`))
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", strings.ReplaceAll(name, "|", `\|`), envName(f.Name), def, strings.ReplaceAll(usage, "|", `\|`))
 	})
 	return b.String()
 }

@@ -42,7 +42,7 @@ func hostAddCommand() *cobra.Command {
 		Use:     "add NAME --nic NIC --address ADDRESS [-p HOSTPORT:PORT]",
 		Short:   "Add an address that lives on one NIC",
 		Example: `  sudo eipnet host add web --nic eth1 --address 172.29.0.100 -p 8090:8090`,
-		Args:    cobra.ExactArgs(1),
+		Args:    needs(false, "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := model.HostEntry{Name: args[0], Bridge: bridge}
 			var err error
@@ -75,7 +75,7 @@ func hostRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove addresses that were added; what uses them reaches nothing any more",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  needs(true, "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, name := range args {

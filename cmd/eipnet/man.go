@@ -33,7 +33,7 @@ func manPage(root *cobra.Command) string {
 	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", paragraphs(root.Long))
 	b.WriteString(".SH COMMANDS\n")
 	for _, cmd := range commands(root) {
-		fmt.Fprintf(&b, ".SS %s\n%s", roff(strings.TrimSuffix(cmd.UseLine(), " [flags]")), paragraphs(longOf(cmd)))
+		fmt.Fprintf(&b, ".SS %s\n%s", roff(strings.Replace(cmd.UseLine(), " [flags]", "", 1)), paragraphs(longOf(cmd)))
 		if cmd.HasExample() {
 			fmt.Fprintf(&b, ".PP\n%s", verbatim(cmd.Example))
 		}

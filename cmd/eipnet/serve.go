@@ -44,6 +44,7 @@ It needs root. It touches only NICs that a pin, an option, a published port or
 			if err != nil {
 				return err
 			}
+			o.unknown = unknownVariables(cmd.Flags(), os.Environ())
 			return serve(cmd.Context(), o)
 		},
 	}
@@ -69,7 +70,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	defer store.Close()
 
-	atStart := kernelProblem()
+	atStart := append(kernelProblem(), o.unknown...)
 	if damaged != nil {
 		atStart = append(atStart, *damaged)
 	}
