@@ -52,7 +52,7 @@ Exit codes: the program's own, 128 and the signal's number if one ended it,
 	}
 	fs := cmd.Flags()
 	fs.SetInterspersed(false)
-	fs.StringVar(&f.nic, "nic", "", "the `NIC`, by name, address or MAC address")
+	fs.StringVar(&f.nic, "nic", "", "the `NIC`, by name, address, EIP (one that serve --eip maps) or MAC address")
 	fs.StringVar(&f.as, "as", "", "the `name` of a host entry (eipnet host add) whose NIC and ports the program has, in place of --nic and -p")
 	fs.StringSliceVarP(&f.publish, "publish", "p", nil, "publish a port of the program, as `[ADDRESS:]HOSTPORT:PORT[/udp]`; without an address on the NIC's")
 	fs.StringVar(&f.name, "name", "", "`name` in status; without it the command's and some letters")

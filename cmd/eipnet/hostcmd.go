@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,7 +61,7 @@ func hostAddCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&nic, "nic", "", "the `NIC`, by name, address or MAC address")
+	fs.StringVar(&nic, "nic", "", "the `NIC`, by name, address, EIP (one that serve --eip maps) or MAC address")
 	fs.StringVar(&address, "address", "", "an IPv4 `address` that nobody has; programs use it, nobody else sees it")
 	fs.StringVar(&bridge, "bridge", "", "`name` of the bridge that gets the address, and is made for it; without it br-NAME")
 	fs.StringSliceVarP(&publish, "publish", "p", nil, "publish a port of the address, as `[ADDRESS:]HOSTPORT:PORT[/udp]`; without an address on the NIC's")
@@ -126,9 +125,7 @@ func hostListCommand() *cobra.Command {
 			}
 			lines := hostLines(entries, status)
 			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(lines)
+				return printJSON(cmd.OutOrStdout(), lines)
 			}
 			return printHosts(cmd.OutOrStdout(), lines)
 		},

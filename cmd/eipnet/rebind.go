@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -60,9 +59,7 @@ over restarts of everything until the container is removed; --clear undoes it.`,
 			case err != nil:
 				return err
 			case asJSON:
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(moved)
+				return printJSON(cmd.OutOrStdout(), moved)
 			}
 			return printRebound(cmd.OutOrStdout(), moved)
 		},
@@ -97,7 +94,11 @@ func printRebound(out io.Writer, moved api.Rebound) error {
 		if i < len(moved.Before) {
 			before = way(moved.Before[i])
 		}
-		lines = append(lines, fmt.Sprintf("%s: %s -> %s\n", moved.Container, before, way(w)))
+		line := fmt.Sprintf("%s: %s -> %s\n", moved.Container, before, way(w))
+		if before == way(w) {
+			line = fmt.Sprintf("%s: %s, as before\n", moved.Container, before)
+		}
+		lines = append(lines, line)
 	}
 	if len(lines) == 0 { // --clear of a stopped one
 		lines = append(lines, moved.Container+": cleared\n")
