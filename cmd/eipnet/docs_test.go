@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/eipnet/eipnet/internal/plan"
 )
 
 var update = flag.Bool("update", false, "rewrite the flag tables of docs/configuration.md")
@@ -73,6 +75,19 @@ func TestReadmesShowWhatIsThere(t *testing.T) {
 					t.Errorf("%s: eipnet %s has no flag %s", name, m[1], f)
 				}
 			}
+		}
+	}
+}
+
+// TestWordsOfStatus: docs/problems.md explains each state; snat has the counters' test.
+func TestWordsOfStatus(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "problems.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []plan.State{plan.StatePinned, plan.StateUnpinned, plan.StatePending, plan.StateBlocked, plan.StateReleased} {
+		if !strings.Contains(string(text), "\n| `"+string(s)+"` |") {
+			t.Errorf("docs/problems.md does not explain %q", s)
 		}
 	}
 }

@@ -28,7 +28,13 @@ func statusCommand() *cobra.Command {
 that something was said about; programs of "eipnet exec" and addresses of
 "eipnet host", too: the NIC each is pinned to, the address it leaves with, and
 its published ports ("docker ps" shows none for networks of a plugin). Then the
-host's NICs, and a list of problems, each with its code in docs/problems.md.`,
+host's NICs, and a list of problems, each with its code in docs/problems.md.
+
+STATE is pinned, unpinned, or held: pending (not decided yet, dropped silently)
+or blocked (cannot be as asked for, refused). These words and those of the
+counters are explained in docs/problems.md, "Words of eipnet status".
+
+Exit codes: 0 all is well, 1 it failed, 2 there are problems, 3 the daemon is not running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := api.NewClient(socket).Status(cmd.Context())
