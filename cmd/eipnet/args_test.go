@@ -24,6 +24,7 @@ func TestRefusals(t *testing.T) {
 		"rebind":          {1, []string{"CONTAINER is missing", "usage: eipnet rebind CONTAINER {SELECTOR"}},
 		"rebind web":      {1, []string{"SELECTOR is missing", "--clear"}},
 		"rebind --clear":  {1, []string{"CONTAINER is missing"}},
+		"status web":      {1, []string{`"web" is one argument too many`, "usage: eipnet status [flags]"}},
 		"exec":            {nsexec.ExitFailed, []string{"COMMAND is missing", "usage: eipnet exec {--nic NIC"}},
 		"exec --bogus ls": {nsexec.ExitFailed, []string{"--bogus"}},
 	} {

@@ -52,7 +52,7 @@ Docker has networks of eipnet's or runs containers with eip.* labels; --force
 goes on all the same.
 
 Exit codes: 0 nothing of eipnet is left, 1 refused or failed, 2 something is left.`,
-		Args: cobra.NoArgs,
+		Args: needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.log, err = newLogger("text", "warn"); err != nil {

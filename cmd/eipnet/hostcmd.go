@@ -112,7 +112,7 @@ func hostListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the addresses",
-		Args:  cobra.NoArgs,
+		Args:  needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := api.NewClient(socket)
 			entries, err := client.Hosts(cmd.Context())

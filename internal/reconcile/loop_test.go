@@ -268,6 +268,7 @@ func (p dockerPart) View() (reconcile.DockerView, bool) {
 	defer p.mu.Unlock()
 	return reconcile.DockerView{Containers: p.docker}, p.docker != nil
 }
+
 func (p dockerPart) Problems() []model.Problem {
 	p.mu.Lock()
 	defer p.mu.Unlock()
