@@ -27,6 +27,7 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 	c.strays()
 	c.beside()
 	c.elsewhere()
+	c.unused()
 	d := Desired{
 		IDs:   c.ids,
 		Asked: slices.Sorted(maps.Keys(c.asked)),

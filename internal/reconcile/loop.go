@@ -133,6 +133,10 @@ const (
 	MaxInterval   = 30 * time.Second
 )
 
+// DockerPatience is for how long after the start it is no news that Docker has
+// not answered: eipnet starts before Docker, or has just begun to ask.
+const DockerPatience = 5 * time.Second
+
 // Loop is the reconciler. Run it once; Poke and Sync from anywhere.
 type Loop struct {
 	o       Options
@@ -157,7 +161,8 @@ type Loop struct {
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
-	problems  map[model.Problem]bool
+	problems  map[model.Problem]bool // that are logged
+	patience  time.Time              // when Docker's silence becomes news
 
 	rebinding sync.Mutex // one Rebind at a time
 }
@@ -259,6 +264,7 @@ func (l *Loop) Last(ctx context.Context) (*Result, error) {
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
 	l.inherit()
+	l.patience = time.Now().Add(DockerPatience)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var earliest time.Time // of a pass that nobody waits for
@@ -325,6 +331,9 @@ func (l *Loop) idle(res *Result) time.Duration {
 	}
 	if l.rival.problem != nil {
 		wait = min(wait, RivalWindow)
+	}
+	if until := time.Until(l.patience); until > 0 {
+		wait = min(wait, until)
 	}
 	if res.Err != nil || len(res.Partial)+len(res.PortErrors) > 0 {
 		wait = RetryInterval

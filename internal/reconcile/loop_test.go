@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -36,6 +37,8 @@ type world struct {
 	rebinds   map[string]model.Rebind
 	health    map[string]model.Health
 	docker    map[string]model.Container // nil: has not answered yet
+	said      []model.Problem            // of Docker
+	log       bytes.Buffer
 	flushed   []netip.AddrPort
 	moved     []netip.Addr
 	flows     [][3]netip.Addr // translated ones: from, to, as
@@ -265,7 +268,12 @@ func (p dockerPart) View() (reconcile.DockerView, bool) {
 	defer p.mu.Unlock()
 	return reconcile.DockerView{Containers: p.docker}, p.docker != nil
 }
-func (p dockerPart) Problems() []model.Problem { return nil }
+
+func (p dockerPart) Problems() []model.Problem {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.said
+}
 
 func (w *world) endpoint(id string, known bool) {
 	w.mu.Lock()
@@ -279,7 +287,7 @@ func (w *world) endpoint(id string, known bool) {
 
 func options(w *world) reconcile.Options {
 	return reconcile.Options{
-		Log: slog.New(slog.DiscardHandler), Settings: plan.Settings{Mask: model.DefaultMask},
+		Log: slog.New(slog.NewTextHandler(&w.log, nil)), Settings: plan.Settings{Mask: model.DefaultMask},
 		Host: hostPart{w}, Router: routerPart{w}, Firewall: firewallPart{w}, Forwarding: forwardingPart{w},
 		Ports: portsPart{w}, Store: storePart{w}, Docker: dockerPart{w}, Health: healthPart{w},
 		Culprit: func() string { return "process vandal" },
