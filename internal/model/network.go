@@ -104,6 +104,13 @@ type Container struct {
 type Stray struct {
 	Container Container
 	Mode      string // "host", "none" or "container:ID"
+	Running   bool   // its start is over
+}
+
+// Cgroup is a control group of the hierarchy of version 2.
+type Cgroup struct {
+	ID    uint64 // the inode of its directory
+	Level int    // below the root, which is 0
 }
 
 // Beside is a container's attachment to a network by which packets leave the
