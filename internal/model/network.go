@@ -99,8 +99,8 @@ type Container struct {
 	Ignored []string `json:"ignored,omitempty"`
 }
 
-// Stray is a container whose eip.* labels can have no effect, as it has no
-// endpoint of its own.
+// Stray is a container with eip.* labels that has no endpoint of its own. They
+// can have an effect on the host's network only.
 type Stray struct {
 	Container Container
 	Mode      string // "host", "none" or "container:ID"

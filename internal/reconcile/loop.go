@@ -144,24 +144,23 @@ type Loop struct {
 	stopped chan struct{} // closed when Run returns
 	last    atomic.Pointer[Result]
 
-	forwards map[plan.Forward]bool // UDP forwards of the pass before
-	sources  map[netip.Addr]plan.Source
-	except   map[netip.Addr][]netip.Prefix // of each source
-	stay     map[string]plan.Stay
-	pinned   map[string]bool // endpoints whose connections may bear a NIC's address
-	ports    ports
-	// hostPinned: there was a pin on the host's network since the start.
-	hostPinned bool
-	held       map[netip.Addr]plan.Source // what endpoints that are held now left with before
-	bridges    string                     // of the last time that Forwarding ran
-	sweepNext  time.Time                  // when Forwarding looks again without a reason
-	looked     time.Time                  // when it looked last
-	accepts    atomic.Bool                // it has a reason
-	undone     atomic.Bool                // somebody changed the firewall's tables
-	inherited  map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
-	stale      bool                       // flows may have begun by another way: flushStale has to look
-	rival      rivalry
-	problems   map[model.Problem]bool
+	forwards  map[plan.Forward]bool // UDP forwards of the pass before
+	sources   map[netip.Addr]plan.Source
+	except    map[netip.Addr][]netip.Prefix // of each source
+	stay      map[string]plan.Stay
+	pinned    map[string]bool // endpoints whose connections may bear a NIC's address
+	ports     ports
+	held      map[netip.Addr]plan.Source // what endpoints that are held now left with before
+	bridges   string                     // of the last time that Forwarding ran
+	sweepNext time.Time                  // when Forwarding looks again without a reason
+	looked    time.Time                  // when it looked last
+	accepts   atomic.Bool                // it has a reason
+	undone    atomic.Bool                // somebody changed the firewall's tables
+	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
+	onHost    bool                       // there was a pin on the host's network since the start
+	stale     bool                       // flows may have begun by another way: flushStale has to look
+	rival     rivalry
+	problems  map[model.Problem]bool
 
 	rebinding sync.Mutex // one Rebind at a time
 }
