@@ -28,6 +28,8 @@ type Host interface {
 	FlushConntrackPorts(ctx context.Context, dst []netip.AddrPort) (int, error)
 	// Peers tells the MAC address behind each port of the bridges.
 	Peers(ctx context.Context, bridges []string) (map[string]string, error)
+	// Cgroups finds the cgroups of containers on the host's network, by container id.
+	Cgroups(strays []model.Stray) map[string]model.Cgroup
 	FlushConntrack(ctx context.Context, addrs []netip.Addr) (int, error)
 	// FlushTranslated forgets the connections for which stale is true: it is
 	// asked about those with another source address than they began with (as).
@@ -159,6 +161,7 @@ type Loop struct {
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
+	onHost    bool                       // there was a pin on the host's network since the start
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool // that are logged
