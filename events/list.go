@@ -123,8 +123,9 @@ func (s *session) assemble(ctx context.Context, networks []network, attached []m
 		}
 	}
 	for id, mode := range strays {
-		if c := containers[id]; len(c.Labels) > 0 {
-			v.Strays = append(v.Strays, model.Stray{Container: c, Mode: mode})
+		// Not known: it has labels, and its image cannot be read.
+		if c := containers[id]; len(c.Labels) > 0 || !c.Known && mode == "host" {
+			v.Strays = append(v.Strays, model.Stray{Container: c, Mode: mode, Running: s.running[id]})
 		}
 	}
 	v.sort()

@@ -27,8 +27,8 @@ type View struct {
 	// see driverOptions.
 	Stock     []model.Network
 	Endpoints []model.Endpoint
-	// Strays are the containers whose eip.* labels have no effect, as they have no
-	// endpoint. Sorted by container id.
+	// Strays are the containers with eip.* labels that have no endpoint, and those
+	// on the host's network of which it is not known whether they have any. Sorted by container id.
 	Strays []model.Stray
 	// Beside are the containers, by network, that are on a network out of reach:
 	// see beside. Sorted by network and container id.

@@ -182,7 +182,7 @@ func TestStrays(t *testing.T) {
 	}
 	want := []string{
 		"a0-host host eth1", "b0-none none eth1", "c0-by-id container:" + con1 + " eth1", "d0-by-name container:" + con1 + " eth1",
-		"l0-running host eth1", "m0-of-nobody container:gone eth1",
+		"j0-image-gone host ", "l0-running host eth1", "m0-of-nobody container:gone eth1",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -16,7 +16,7 @@ import (
 // common. It reports false where the whole has to be looked at: when the NICs
 // differ, which sources refer to, or when a key is in a list twice.
 func delta(last, next plan.Firewall) (before, after plan.Firewall, ok bool) {
-	if last.Mask != next.Mask || !slices.Equal(last.NICs, next.NICs) ||
+	if last.Mask != next.Mask || last.Cgroups != next.Cgroups || !slices.Equal(last.NICs, next.NICs) ||
 		!ascending(next.Sources, bySource) || !unique(next.Forwards, byForward) {
 		return last, next, false
 	}
@@ -74,6 +74,7 @@ func clone(fw plan.Firewall) plan.Firewall {
 	fw.Own, fw.OurSubnets = slices.Clone(fw.Own), slices.Clone(fw.OurSubnets)
 	fw.Masqueraded, fw.Apart = slices.Clone(fw.Masqueraded), slices.Clone(fw.Apart)
 	fw.Except, fw.ExceptBy = slices.Clone(fw.Except), slices.Clone(fw.ExceptBy)
+	fw.Groups = slices.Clone(fw.Groups)
 	fw.Sources, fw.Forwards = slices.Clone(fw.Sources), slices.Clone(fw.Forwards)
 	return fw
 }

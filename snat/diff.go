@@ -37,11 +37,24 @@ func render(fw plan.Firewall) (target, error) {
 		return target{}, err
 	}
 	for _, n := range fw.NICs {
-		if err := t.add(nicChains(fw.Mask, n.ID)...); err != nil {
+		if err := t.addNIC(fw, n.ID); err != nil {
+			return target{}, err
+		}
+	}
+	if fw.Cgroups {
+		if err := t.add(cgroupChains(fw.Mask, levels(fw))...); err != nil {
 			return target{}, err
 		}
 	}
 	return t, nil
+}
+
+func (t *target) addNIC(fw plan.Firewall, id model.NICID) error {
+	chains := nicChains(fw.Mask, id)
+	if fw.Cgroups {
+		chains = append(chains, groupChain(fw.Mask, id))
+	}
+	return t.add(chains...)
 }
 
 func (t *target) add(chains ...chain) error {
@@ -73,14 +86,21 @@ func (t *target) keep(have content, fw plan.Firewall) error {
 	for _, name := range slices.Sorted(maps.Keys(have.chains)) {
 		number, ok := strings.CutPrefix(name, prefixNIC)
 		if id, err := strconv.ParseUint(number, 10, 8); ok && err == nil && id > 0 && id <= uint64(model.MaxNICID) {
-			if err := t.add(nicChains(fw.Mask, model.NICID(id))...); err != nil {
+			if err := t.addNIC(fw, model.NICID(id)); err != nil {
 				return err
 			}
 		}
 	}
+	if fw.Cgroups {
+		if err := t.relevel(have, fw); err != nil {
+			return err
+		}
+	}
 	for _, s := range setSpecs() {
-		mine := t.sets[s.name]
+		mine, wanted := t.sets[s.name]
 		switch {
+		case !wanted:
+			continue
 		case s.ranges():
 			s.adopt(mine, have.sets[s.name], decided)
 			continue
@@ -130,6 +150,11 @@ func (s setSpec) union(a, b elements) elements {
 // whatever was left of what is not ours.
 func (t *target) content(left content) *content {
 	left.exists, left.broken = true, ""
+	for name, list := range left.sets {
+		if _, wanted := t.sets[name]; !wanted {
+			t.sets[name] = list
+		}
+	}
 	left.sets = t.sets
 	chains := maps.Clone(left.chains)
 	if chains == nil {
@@ -187,7 +212,8 @@ func (b *batch) write(have content, want target, prune bool) error {
 		}
 	}
 	for _, s := range setSpecs() {
-		if _, ok := have.sets[s.name]; !ok {
+		_, wanted := want.sets[s.name]
+		if _, ok := have.sets[s.name]; wanted && !ok {
 			if err := b.conn.AddSet(s.set(b.table), nil); err != nil {
 				return fmt.Errorf("adding set %s: %w", s.name, err)
 			}
@@ -200,6 +226,9 @@ func (b *batch) write(have content, want target, prune bool) error {
 		}
 	}
 	for _, s := range setSpecs() {
+		if _, wanted := want.sets[s.name]; !wanted {
+			continue
+		}
 		if err := b.writeElements(s, have.sets[s.name], want.sets[s.name]); err != nil {
 			return fmt.Errorf("changing set %s: %w", s.name, err)
 		}
@@ -291,7 +320,7 @@ func (s setSpec) encode(key, value string) []nftables.SetElement {
 func byteOrder(key []nftables.SetDatatype) binaryutil.ByteOrder {
 	if len(key) == 1 {
 		switch key[0].GetNFTMagic() {
-		case nftables.TypeIFName.GetNFTMagic(), nftables.TypeMark.GetNFTMagic():
+		case nftables.TypeIFName.GetNFTMagic(), nftables.TypeMark.GetNFTMagic(), nftables.TypeCGroupV2.GetNFTMagic():
 			return binaryutil.NativeEndian
 		}
 	}
@@ -310,6 +339,13 @@ func (b *batch) prune(have content, want target) {
 	}
 	for _, c := range gone {
 		b.conn.FlushChain(c)
+	}
+	for _, s := range setSpecs() {
+		_, there := have.sets[s.name]
+		if _, wanted := want.sets[s.name]; there && !wanted {
+			b.conn.DelSet(&nftables.Set{Table: b.table, Name: s.name})
+			b.objects++
+		}
 	}
 	for _, name := range have.otherSets {
 		b.conn.DelSet(&nftables.Set{Table: b.table, Name: name})

@@ -23,6 +23,7 @@ type setSpec struct {
 	interval bool
 	bySource bool // the key begins with a container's address
 	toSource bool // the value does
+	cgroups  bool // only where there are chains for containers on the host's network
 }
 
 // about returns the container's address that an element says something about, if it does.
@@ -50,7 +51,7 @@ func (s setSpec) ranges() bool { return s.interval && len(s.key) > 1 }
 // missing where the interval ends at the last address there is.
 type elements map[string]string
 
-// setSpecs lists every set and map of the table.
+// setSpecs lists every set and map of the table, those of [cgroupSpecs] behind these.
 //
 //	set locked    { type ifname }            bridges under lock 1
 //	set watched   { type ifname }            other bridges with a pinned container
@@ -121,7 +122,7 @@ func setSpecs() []setSpec {
 			setSpec{name: named("dnatany", f), toSource: true, key: types{proto, port}, value: types{addr, port}},
 		)
 	}
-	return specs
+	return append(specs, cgroupSpecs()...)
 }
 
 // linkLocal6 are sources that never leave a link: neighbour discovery's.
@@ -134,7 +135,9 @@ func linkLocal6() []netip.Prefix {
 func renderElements(fw plan.Firewall) (map[string]elements, error) {
 	r := renderer{sets: make(map[string]elements)}
 	for _, s := range setSpecs() {
-		r.sets[s.name] = make(elements)
+		if !s.cgroups || fw.Cgroups {
+			r.sets[s.name] = make(elements)
+		}
 	}
 	r.links(fw)
 	for _, f := range model.Families {
@@ -154,6 +157,9 @@ func renderElements(fw plan.Firewall) (map[string]elements, error) {
 	}
 	for _, p := range fw.Forwards {
 		r.forward(p)
+	}
+	if fw.Cgroups {
+		r.groups(fw, managed)
 	}
 	return r.sets, errors.Join(r.errs...)
 }

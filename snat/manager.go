@@ -232,7 +232,7 @@ func (m *Manager) current(mask model.Mask) (content, uint32, error) {
 
 func (m *Manager) read(mask model.Mask) (content, error) {
 	bases := make(map[string]*hook)
-	for _, ch := range skeleton(mask) {
+	for _, ch := range append(skeleton(mask), cgroupChains(mask, nil)...) {
 		bases[ch.name] = ch.hook
 	}
 	m.have, m.last = nil, nil

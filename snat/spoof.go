@@ -48,7 +48,8 @@ func (s *spoofTable) forget() { s.have, s.last, s.claimed = nil, nil, false }
 // port; with prune and no ports it is removed.
 //
 // Without prune nothing is removed, only added: for the time before all
-// containers are known.
+// containers are known. A claim to an address that table inet eipnet pins stays
+// until another port has it, or the pin is gone.
 func (m *Manager) ApplyBridge(ctx context.Context, ports []BridgePort, prune bool) (changed bool, err error) {
 	return m.applySpoof(ctx, ports, prune, false)
 }
@@ -91,10 +92,16 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune, claim bool
 	if err != nil {
 		return false, err
 	}
+	var pins map[model.Family]elements
+	if prune {
+		if pins, err = m.pinnedNow(); err != nil {
+			return false, err
+		}
+	}
 	switch {
 	case len(ports) == 0 && !have.exists:
 		return false, nil
-	case len(ports) == 0 && prune:
+	case len(ports) == 0 && prune && !have.claims(pins):
 		return m.removeSpoof(s, gen)
 	case s.last != nil && slices.EqualFunc(s.last, ports, samePort):
 		return false, nil
@@ -106,6 +113,7 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune, claim bool
 	if claim {
 		want.withhold(have)
 	}
+	kept := prune && want.retain(have, pins)
 	if !prune {
 		for name, list := range have.sets {
 			for key := range list {
@@ -133,7 +141,7 @@ func (m *Manager) spoofPass(s *spoofTable, ports []BridgePort, prune, claim bool
 	}
 	s.have = want.spoofContent(left)
 	s.last = nil
-	if prune {
+	if prune && !kept {
 		s.last = clonePorts(ports)
 	}
 	return !b.empty(), nil
@@ -149,6 +157,60 @@ func (t *target) withhold(have content) {
 			}
 		}
 	}
+}
+
+// retain keeps claims whose address is pinned and claimed by no port of the
+// target, and reports whether there are any. Docker may list a container that is
+// gone, and its port with it: until its pin goes, too, nobody else may bear its address.
+func (t *target) retain(have content, pins map[model.Family]elements) (kept bool) {
+	for _, f := range model.Families {
+		ports, claimed := named("port", f), named("claimed", f)
+		orphans := make(map[string]bool)
+		for key := range have.sets[claimed] {
+			_, pinned := pins[f][key]
+			if _, wanted := t.sets[claimed][key]; pinned && !wanted {
+				t.sets[claimed][key], orphans[key], kept = "", true, true
+			}
+		}
+		for key := range have.sets[ports] {
+			if orphans[key[unix.IFNAMSIZ:]] {
+				t.sets[ports][key] = ""
+			}
+		}
+	}
+	return kept
+}
+
+// claims reports whether any of the addresses is claimed.
+func (c *content) claims(pins map[model.Family]elements) bool {
+	for f, addrs := range pins {
+		for key := range addrs {
+			if _, ok := c.sets[named("claimed", f)][key]; ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// pinnedNow are the addresses that table inet eipnet pins, by the key of their element.
+func (m *Manager) pinnedNow() (map[model.Family]elements, error) {
+	out := make(map[model.Family]elements)
+	if m.have != nil {
+		for _, f := range model.Families {
+			out[f] = m.have.sets[named("pinned", f)]
+		}
+		return out, nil
+	}
+	list, err := pinned(m.conn)
+	for _, a := range list {
+		f := model.FamilyOf(a)
+		if out[f] == nil {
+			out[f] = make(elements)
+		}
+		out[f][string(a.AsSlice())] = ""
+	}
+	return out, err
 }
 
 // spoofContent returns what the table holds, and the generation that this

@@ -125,10 +125,13 @@ func TestApplyBridgeTwiceWritesOnce(t *testing.T) {
 			if diff := cmp.Diff(before, ns.run(t, "nft list ruleset")); diff != "" {
 				t.Errorf("ruleset changed:\n%s", diff)
 			}
+			unpinned := sample()
+			unpinned.Sources = nil // a claim to a pinned address would stay
+			apply(t, m, unpinned, true, true)
 			applyBridge(t, m, nil, true, true)
 			applyBridge(t, m, nil, true, false)
 			holdsPorts(t, ns, nil)
-			holds(t, ns, sample())
+			holds(t, ns, unpinned)
 			applyBridge(t, m, samplePorts(), false, true)
 			holdsPorts(t, ns, samplePorts())
 		})

@@ -91,7 +91,7 @@ func (f forwarding) Apply(ctx context.Context, bridges []string) (reconcile.Forw
 type dockerView struct {
 	*events.Watcher
 	store   *state.Store
-	atStart []model.Problem // the kernel's, and what happened to the state file
+	atStart []model.Problem // the kernel's and the environment's, and what happened to the state file
 	lost    *lostNetworks
 	others  []func() []model.Problem // of host entries' files, and of firewalld
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"path/filepath"
 
 	"github.com/eipnet/eipnet/internal/firewalld"
@@ -45,14 +46,29 @@ func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke 
 
 // loop makes the reconciler that works with them.
 func (a appliers) loop(o serveOptions, store *state.Store, ports reconcile.Ports, ways reconcile.Health, docker reconcile.Docker) (*reconcile.Loop, error) {
+	settings := o.settings
+	if err := a.noCgroups(); err != nil {
+		settings.NoCgroups = err.Error()
+	} else {
+		settings.Cgroups = true
+	}
+	o.log.Debug("looked for cgroups", slog.Bool("usable", settings.Cgroups), slog.String("lacking", settings.NoCgroups))
 	return reconcile.New(reconcile.Options{
-		Log: o.log, Settings: o.settings,
+		Log: o.log, Settings: settings,
 		Host: a.links, Router: a.router, Firewall: a.firewall, Forwarding: forwarding{a.accepts, a.zones},
 		Ports: ports, Store: store, Docker: docker,
 		Health: ways, Stay: o.stay,
 		DeviceErrors: []error{route.ErrDevice},
 		Culprit:      func() string { return cmp.Or(a.firewall.Culprit(), a.links.Culprit()) },
 	})
+}
+
+// noCgroups tells why containers on the host's network cannot be pinned; nil: they can.
+func (a appliers) noCgroups() error {
+	if err := a.links.NoCgroups(); err != nil {
+		return err
+	}
+	return snat.ProbeCgroups(0)
 }
 
 // close releases them in the reverse order. What was applied stays.

@@ -53,7 +53,7 @@ Docker has networks of eipnet's or runs containers with eip.* labels; --force
 goes on all the same.
 
 Exit codes: 0 nothing of eipnet is left, 1 refused or failed, 2 something is left.`,
-		Args: cobra.NoArgs,
+		Args: needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.log, err = newLogger("text", "warn"); err != nil {
@@ -94,16 +94,7 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 		return err
 	}
 	if o.dryRun {
-		print := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
-		for _, item := range before {
-			print("would remove %s", item)
-		}
-		if running != nil {
-			print("# cleanup would refuse: %v", running)
-		}
-		if len(used) > 0 {
-			print("# cleanup would refuse without --force, as these are in use: %s", strings.Join(used, ", "))
-		}
+		printDryRun(out, before, running, used)
 		return nil
 	}
 	removeErr := l.remove(ctx)
@@ -113,7 +104,7 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 	}
 	for _, item := range before {
 		if !slices.Contains(left, item) {
-			fmt.Fprintln(out, "removed", item)
+			fmt.Fprintln(out, undo(item, "removed"), item)
 		}
 	}
 	switch {
@@ -124,6 +115,31 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 	}
 	_, err = fmt.Fprintln(out, "nothing of eipnet is left")
 	return err
+}
+
+// printDryRun prints what cleanup would do, and why it would refuse.
+func printDryRun(out io.Writer, items []string, running error, used []string) {
+	for _, item := range items {
+		fmt.Fprintln(out, "would", undo(item, "remove"), item)
+	}
+	if len(items) == 0 {
+		fmt.Fprintln(out, "nothing of eipnet is there")
+	}
+	if running != nil {
+		fmt.Fprintln(out, "# cleanup would refuse:", running)
+	}
+	if len(used) > 0 {
+		fmt.Fprintln(out, "# cleanup would refuse without --force, as these are in use:", strings.Join(used, ", "))
+	}
+}
+
+// undo is what is done to a thing that is listed: what the host had before
+// eipnet is put back, all else removed.
+func undo(item, remove string) string {
+	if strings.HasPrefix(item, "sysctl ") || strings.HasPrefix(item, "group ") {
+		return "put back"
+	}
+	return remove
 }
 
 // leftovers are the hands that cleanup looks and removes with.

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/eipnet/eipnet/internal/plan"
 )
 
 var update = flag.Bool("update", false, "rewrite the flag tables of docs/configuration.md")
@@ -77,6 +79,19 @@ func TestReadmesShowWhatIsThere(t *testing.T) {
 	}
 }
 
+// TestWordsOfStatus: docs/problems.md explains each state; snat has the counters' test.
+func TestWordsOfStatus(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "problems.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []plan.State{plan.StatePinned, plan.StateUnpinned, plan.StatePending, plan.StateBlocked, plan.StateReleased} {
+		if !strings.Contains(string(text), "\n| `"+string(s)+"` |") {
+			t.Errorf("docs/problems.md does not explain %q", s)
+		}
+	}
+}
+
 // table renders a command's flags in Markdown.
 func table(cmd *cobra.Command) string {
 	var b strings.Builder
@@ -94,8 +109,7 @@ func table(cmd *cobra.Command) string {
 		if d := defaultOf(f); d != "" {
 			def = "`" + d + "`"
 		}
-		env := "EIPNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", strings.ReplaceAll(name, "|", `\|`), env, def, strings.ReplaceAll(usage, "|", `\|`))
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", strings.ReplaceAll(name, "|", `\|`), envName(f.Name), def, strings.ReplaceAll(usage, "|", `\|`))
 	})
 	return b.String()
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/eipnet/eipnet/internal/nsexec"
 )
 
+const execName = "exec"
+
 type execFlags struct {
 	socket, nic, name, user, as string
 	publish, dns                []string
@@ -26,7 +28,7 @@ type execFlags struct {
 func execCommand() *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
-		Use:   "exec {--nic NIC [-p HOSTPORT:PORT] | --as NAME} -- COMMAND [ARG...]",
+		Use:   execName + " {--nic NIC [-p HOSTPORT:PORT] | --as NAME} [flags] -- COMMAND [ARG...]",
 		Short: "Run a program of the host on one NIC",
 		Long: `Run an unchanged program on one NIC: what it sends leaves by that NIC with that
 NIC's address, name look-ups too, and with -p it is reached on that NIC's address.
@@ -39,7 +41,7 @@ Exit codes: the program's own, 128 and the signal's number if one ended it,
 125 if eipnet could not start it, 126 and 127 if it cannot be run or found.`,
 		Example: `  sudo eipnet exec --nic eth1 -- curl https://ifconfig.me
   sudo eipnet exec --nic eth1 -p 8090:8090 --user www-data -- ./server --addr :8090`,
-		Args: cobra.MinimumNArgs(1),
+		Args: needs(true, "COMMAND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			code, err := f.run(cmd.Context(), args)
 			if code != 0 || err != nil {
@@ -50,7 +52,7 @@ Exit codes: the program's own, 128 and the signal's number if one ended it,
 	}
 	fs := cmd.Flags()
 	fs.SetInterspersed(false)
-	fs.StringVar(&f.nic, "nic", "", "the `NIC`, by name, address or MAC address")
+	fs.StringVar(&f.nic, "nic", "", "the `NIC`, by name, address, EIP (one that serve --eip maps) or MAC address")
 	fs.StringVar(&f.as, "as", "", "the `name` of a host entry (eipnet host add) whose NIC and ports the program has, in place of --nic and -p")
 	fs.StringSliceVarP(&f.publish, "publish", "p", nil, "publish a port of the program, as `[ADDRESS:]HOSTPORT:PORT[/udp]`; without an address on the NIC's")
 	fs.StringVar(&f.name, "name", "", "`name` in status; without it the command's and some letters")

@@ -45,6 +45,8 @@ type serveOptions struct {
 	probeTargets  []health.Target
 	probeInterval time.Duration
 	stay          bool // where a container has failed over to
+
+	unknown []model.Problem // variables that are no setting
 }
 
 // Where things are, unless flags say otherwise.

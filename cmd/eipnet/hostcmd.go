@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +41,7 @@ func hostAddCommand() *cobra.Command {
 		Use:     "add NAME --nic NIC --address ADDRESS [-p HOSTPORT:PORT]",
 		Short:   "Add an address that lives on one NIC",
 		Example: `  sudo eipnet host add web --nic eth1 --address 172.29.0.100 -p 8090:8090`,
-		Args:    cobra.ExactArgs(1),
+		Args:    needs(false, "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := model.HostEntry{Name: args[0], Bridge: bridge}
 			var err error
@@ -62,7 +61,7 @@ func hostAddCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&nic, "nic", "", "the `NIC`, by name, address or MAC address")
+	fs.StringVar(&nic, "nic", "", "the `NIC`, by name, address, EIP (one that serve --eip maps) or MAC address")
 	fs.StringVar(&address, "address", "", "an IPv4 `address` that nobody has; programs use it, nobody else sees it")
 	fs.StringVar(&bridge, "bridge", "", "`name` of the bridge that gets the address, and is made for it; without it br-NAME")
 	fs.StringSliceVarP(&publish, "publish", "p", nil, "publish a port of the address, as `[ADDRESS:]HOSTPORT:PORT[/udp]`; without an address on the NIC's")
@@ -75,7 +74,7 @@ func hostRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove addresses that were added; what uses them reaches nothing any more",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  needs(true, "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, name := range args {
@@ -113,7 +112,7 @@ func hostListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the addresses",
-		Args:  cobra.NoArgs,
+		Args:  needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := api.NewClient(socket)
 			entries, err := client.Hosts(cmd.Context())
@@ -126,9 +125,7 @@ func hostListCommand() *cobra.Command {
 			}
 			lines := hostLines(entries, status)
 			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(lines)
+				return printJSON(cmd.OutOrStdout(), lines)
 			}
 			return printHosts(cmd.OutOrStdout(), lines)
 		},

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/eipnet/eipnet/internal/nsexec"
 )
@@ -46,14 +44,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := root().ExecuteContext(ctx)
+	cmd, err := root().ExecuteContextC(ctx)
 	if err == nil {
 		return
 	}
-	code := exitFailure
-	if e, ok := errors.AsType[exitError](err); ok {
-		code, err = e.code, e.err
-	}
+	code, err := failure(cmd, err)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "eipnet:", err)
 	}
@@ -61,10 +56,22 @@ func main() {
 	os.Exit(code) //nolint:gocritic // the deferred stop has run
 }
 
+// failure is the exit code of a command that failed, and what to print, if anything.
+func failure(cmd *cobra.Command, err error) (int, error) {
+	if e, ok := errors.AsType[exitError](err); ok {
+		return e.code, e.err
+	}
+	if cmd.Name() == execName {
+		return nsexec.ExitFailed, err // the other codes are the program's
+	}
+	return exitFailure, err
+}
+
 func root() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "eipnet",
-		Short: "Pin Docker containers to one NIC of a host that has several",
+		Use:     "eipnet",
+		Version: version,
+		Short:   "Pin Docker containers to one NIC of a host that has several",
 		Long: `eipnet makes a container live on one NIC of a server that has several, each
 with its own public address: what comes in by that NIC's address reaches the
 container, and what the container sends leaves by that NIC with that address,
@@ -85,31 +92,21 @@ problems to look at, 3 the daemon is not running.`,
 		},
 	}
 	cmd.AddCommand(serveCommand(), statusCommand(), rebindCommand(), cleanupCommand(), execCommand(), hostCommand(), restoreCommand(), versionCommand(), manCommand())
+	cmd.SetVersionTemplate("eipnet {{.Version}}\n") // as the command has it
+	cmd.InitDefaultCompletionCmd()
+	for _, c := range cmd.Commands() {
+		if c.HasSubCommands() {
+			group(c)
+		}
+	}
 	return cmd
-}
-
-// flagsFromEnv gives every flag that was not given on the command line the
-// value of its environment variable, if that is set.
-func flagsFromEnv(flags *pflag.FlagSet) error {
-	var errs []error
-	flags.VisitAll(func(f *pflag.Flag) {
-		name := "EIPNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		value, ok := os.LookupEnv(name)
-		if !ok || f.Changed || f.Name == "help" {
-			return
-		}
-		if err := flags.Set(f.Name, value); err != nil {
-			errs = append(errs, fmt.Errorf("%s=%q: %w", name, value, err))
-		}
-	})
-	return errors.Join(errs...)
 }
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "eipnet", version)
 			return err

@@ -14,7 +14,7 @@ func manCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "man",
 		Short:  "Print the man page eipnet(8)",
-		Args:   cobra.NoArgs,
+		Args:   needs(false),
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := io.WriteString(cmd.OutOrStdout(), manPage(cmd.Root()))
@@ -33,7 +33,7 @@ func manPage(root *cobra.Command) string {
 	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", paragraphs(root.Long))
 	b.WriteString(".SH COMMANDS\n")
 	for _, cmd := range commands(root) {
-		fmt.Fprintf(&b, ".SS %s\n%s", roff(strings.TrimSuffix(cmd.UseLine(), " [flags]")), paragraphs(longOf(cmd)))
+		fmt.Fprintf(&b, ".SS %s\n%s", roff(strings.Replace(cmd.UseLine(), " [flags]", "", 1)), paragraphs(longOf(cmd)))
 		if cmd.HasExample() {
 			fmt.Fprintf(&b, ".PP\n%s", verbatim(cmd.Example))
 		}

@@ -37,7 +37,7 @@ func TestPluginConfig(t *testing.T) {
 	got, want := make(map[string]string), make(map[string]string)
 	var flags pflag.FlagSet
 	new(serveFlags).register(&flags)
-	flags.VisitAll(func(f *pflag.Flag) { want["EIPNET_"+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = "value" })
+	flags.VisitAll(func(f *pflag.Flag) { want[envName(f.Name)] = "value" })
 	maps.Copy(want, fixed)
 	for _, e := range config.Env {
 		if !strings.HasPrefix(e.Name, "EIPNET_") {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,7 @@ func rebindCommand() *cobra.Command {
 	var socket string
 	var asJSON, clearIt bool
 	cmd := &cobra.Command{
-		Use:   "rebind CONTAINER SELECTOR [eip.KEY=VALUE...]",
+		Use:   "rebind CONTAINER {SELECTOR [eip.KEY=VALUE...] | --clear}",
 		Short: "Move a running container to another NIC",
 		Long: `Move a running container to another NIC, at once. SELECTOR is what a label
 would say (eip.nic=eth2, eip.ip=..., eip.public=..., eip.mac=...), or just the
@@ -32,14 +31,11 @@ over restarts of everything until the container is removed; --clear undoes it.`,
 		Example: `  eipnet rebind web eth2
   eipnet rebind web eip.public=119.26.38.75 eip.fallback=hold
   eipnet rebind web --clear`,
-		Args: func(_ *cobra.Command, args []string) error {
-			switch {
-			case clearIt && len(args) != 1:
-				return errors.New("want: eipnet rebind CONTAINER --clear")
-			case !clearIt && len(args) < 2:
-				return errors.New("want: eipnet rebind CONTAINER SELECTOR, as eipnet rebind web eth2")
+		Args: func(cmd *cobra.Command, args []string) error {
+			if clearIt {
+				return needs(false, "CONTAINER")(cmd, args)
 			}
-			return nil
+			return needs(true, "CONTAINER", "SELECTOR")(cmd, args)
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			s, err := api.NewClient(socket).Status(cmd.Context())
@@ -63,9 +59,7 @@ over restarts of everything until the container is removed; --clear undoes it.`,
 			case err != nil:
 				return err
 			case asJSON:
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(moved)
+				return printJSON(cmd.OutOrStdout(), moved)
 			}
 			return printRebound(cmd.OutOrStdout(), moved)
 		},
@@ -100,7 +94,11 @@ func printRebound(out io.Writer, moved api.Rebound) error {
 		if i < len(moved.Before) {
 			before = way(moved.Before[i])
 		}
-		lines = append(lines, fmt.Sprintf("%s: %s -> %s\n", moved.Container, before, way(w)))
+		line := fmt.Sprintf("%s: %s -> %s\n", moved.Container, before, way(w))
+		if before == way(w) {
+			line = fmt.Sprintf("%s: %s, as before\n", moved.Container, before)
+		}
+		lines = append(lines, line)
 	}
 	if len(lines) == 0 { // --clear of a stopped one
 		lines = append(lines, moved.Container+": cleared\n")

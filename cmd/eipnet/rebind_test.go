@@ -22,6 +22,7 @@ func TestPrintRebound(t *testing.T) {
 			"web: eth1 (172.31.0.14, EIP 119.26.38.75) -> eth2 (172.31.0.21)\n",
 		},
 		{api.Rebound{Container: "web", Before: []api.Way{{State: plan.StateUnpinned}}, After: []api.Way{eth2}}, "web: unpinned -> eth2 (172.31.0.21)\n"},
+		{api.Rebound{Container: "web", Before: []api.Way{eth2}, After: []api.Way{eth2}}, "web: eth2 (172.31.0.21), as before\n"},
 		{api.Rebound{Container: "web"}, "web: cleared\n"},
 	} {
 		var out bytes.Buffer

@@ -38,12 +38,13 @@ rules, routes and NAT as the networks, options and labels ask for.
 
 It needs root. It touches only NICs that a pin, an option, a published port or
 --nics names. Stopping it leaves everything in place: pinned containers stay pinned.`,
-		Args: cobra.NoArgs,
+		Args: needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options()
 			if err != nil {
 				return err
 			}
+			o.unknown = unknownVariables(cmd.Flags(), os.Environ())
 			return serve(cmd.Context(), o)
 		},
 	}
@@ -70,7 +71,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	defer store.Close()
 
-	atStart := kernelProblem()
+	atStart := append(kernelProblem(), o.unknown...)
 	if damaged != nil {
 		atStart = append(atStart, *damaged)
 	}

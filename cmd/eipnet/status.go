@@ -28,8 +28,14 @@ func statusCommand() *cobra.Command {
 that something was said about; programs of "eipnet exec" and addresses of
 "eipnet host", too: the NIC each is pinned to, the address it leaves with, and
 its published ports ("docker ps" shows none for networks of a plugin). Then the
-host's NICs, and a list of problems, each with its code in docs/problems.md.`,
-		Args: cobra.NoArgs,
+host's NICs, and a list of problems, each with its code in docs/problems.md.
+
+STATE is pinned, unpinned, or held: pending (not decided yet, dropped silently)
+or blocked (cannot be as asked for, refused). These words and those of the
+counters are explained in docs/problems.md, "Words of eipnet status".
+
+Exit codes: 0 all is well, 1 it failed, 2 there are problems, 3 the daemon is not running.`,
+		Args: needs(false),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := api.NewClient(socket).Status(cmd.Context())
 			if errors.Is(err, api.ErrNotRunning) {
@@ -45,9 +51,7 @@ host's NICs, and a list of problems, each with its code in docs/problems.md.`,
 				return nil
 			}
 			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				err = e.Encode(s)
+				err = printJSON(cmd.OutOrStdout(), s)
 			} else {
 				err = printStatus(cmd.OutOrStdout(), s)
 			}
@@ -61,6 +65,14 @@ host's NICs, and a list of problems, each with its code in docs/problems.md.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
 	cmd.Flags().BoolVar(&ready, "ready", false, "print nothing; the exit code says whether the daemon runs and sees Docker, whatever problems there are")
 	return cmd
+}
+
+// printJSON prints what --json asks for. It is for no browser, so that -> stays as it is.
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
 func printStatus(out io.Writer, s api.Status) error {
@@ -112,13 +124,20 @@ func printStatus(out io.Writer, s api.Status) error {
 	return nil
 }
 
-// nicOf is the NIC, with a word where it is not the one that was asked for.
+// nicOf is the NIC, with a word where it is not the one that was asked for, or
+// not by a label or option.
 func nicOf(e api.Endpoint) string {
-	if e.InsteadOf == "" {
+	var words []string
+	if _, asked, failedOver := strings.Cut(e.InsteadOf, "="); failedOver {
+		words = append(words, "for "+asked)
+	}
+	if e.From == model.FromRebind {
+		words = append(words, "by rebind")
+	}
+	if len(words) == 0 {
 		return dash(e.NIC)
 	}
-	_, asked, _ := strings.Cut(e.InsteadOf, "=")
-	return dash(e.NIC) + " (for " + asked + ")"
+	return dash(e.NIC) + " (" + strings.Join(words, ", ") + ")"
 }
 
 func nicState(n api.NIC) string {

@@ -71,7 +71,8 @@ type Network struct {
 	Options map[string]string `json:"options,omitempty"`
 }
 
-// Endpoint is a container on a network of ours.
+// Endpoint is a container on a network of ours, or a pinned one on the host's
+// network, which has neither bridge nor address.
 type Endpoint struct {
 	ID        string         `json:"id"`
 	Container string         `json:"container"`
@@ -143,6 +144,10 @@ func Build(res *reconcile.Result, settings plan.Settings) Status {
 		ep := buildEndpoint(e, pins[e.ID], bridges[e.NetworkID], ports[e.ID])
 		ep.NotGateway = ep.NotGateway && !internal[e.NetworkID]
 		s.Endpoints = append(s.Endpoints, ep)
+	}
+	for _, p := range res.Desired.HostPins {
+		on := model.Endpoint{ID: p.Container.ID, NetworkID: "host", Container: p.Container}
+		s.Endpoints = append(s.Endpoints, buildEndpoint(on, p.Pin, "", nil))
 	}
 	slices.SortStableFunc(s.Endpoints, func(a, b Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Container, b.Container), slices.CompareFunc(a.Addresses, b.Addresses, netip.Addr.Compare))

@@ -67,6 +67,7 @@ type Host struct {
 	probes  *probes
 	boot    string // the kernel's id of this boot
 	peers   peerMemory
+	cgroups cgroups
 
 	mu      sync.Mutex // serialises Apply
 	wrote   []string   // see Wrote
@@ -93,7 +94,7 @@ func New(o Options) (*Host, error) {
 	if o.Poke == nil {
 		o.Poke = func() {}
 	}
-	host := &Host{o: o, log: o.Log}
+	host := &Host{o: o, log: o.Log, cgroups: cgroups{root: path.Join(o.Root, cgroupMount)}}
 	var err error
 	if host.boot, err = host.readSysctl(bootID); err != nil {
 		return nil, fmt.Errorf("opening the host: %w", err)

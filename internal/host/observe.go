@@ -47,6 +47,11 @@ func (h *Host) Observe(ctx context.Context, managed []string) (model.Host, error
 			out.Locals = append(out.Locals, addr(a.IP))
 		}
 	}
+	for _, p := range h.o.Include {
+		if !slices.ContainsFunc(out.NICs, func(n model.NIC) bool { return matches([]string{p}, n.Name) }) {
+			out.Unmatched = append(out.Unmatched, p)
+		}
+	}
 	slices.SortFunc(out.NICs, func(a, b model.NIC) int { return cmp.Compare(a.Name, b.Name) })
 	slices.Sort(out.Links)
 	slices.Sort(out.Advertised)

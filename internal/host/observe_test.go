@@ -37,6 +37,7 @@ func TestObserveClassifiesLinks(t *testing.T) {
 		include, exclude []string
 		managed          []string
 		want             []string
+		unmatched        []string // of include
 	}{
 		{name: "plain", want: []string{"eth0", "vpn0"}},
 		{name: "managed without an address", managed: []string{"eth2"}, want: []string{"eth0", "eth2", "vpn0"}},
@@ -44,8 +45,9 @@ func TestObserveClassifiesLinks(t *testing.T) {
 		{name: "included by glob", include: []string{"e*2"}, want: []string{"eth0", "eth2", "vpn0"}},
 		{name: "excluded by glob", exclude: []string{"vpn*"}, want: []string{"eth0"}},
 		{name: "a glob makes no NIC of container networking", include: []string{"[bdel]*"}, want: []string{"br-0123456789", "br0", "eth0", "eth0p", "eth2", "eth2p", "vpn0"}},
-		{name: "nor does a name", include: []string{"docker0", "eipvaaaaaaaaaaa", "dport", "lo"}, want: []string{"eth0", "vpn0"}},
-		{name: "both: exclude wins", include: []string{"eth0"}, exclude: []string{"eth0"}, want: []string{"vpn0"}},
+		{name: "nor does a name", include: []string{"docker0", "eipvaaaaaaaaaaa", "dport", "eth0", "lo"}, want: []string{"eth0", "vpn0"}, unmatched: []string{"docker0", "eipvaaaaaaaaaaa", "dport", "lo"}},
+		{name: "both: exclude wins", include: []string{"eth0"}, exclude: []string{"eth0"}, want: []string{"vpn0"}, unmatched: []string{"eth0"}},
+		{name: "what is not there", include: []string{"eth7", "wlan*"}, want: []string{"eth0", "vpn0"}, unmatched: []string{"eth7", "wlan*"}},
 	}
 	ns := netnstest.New(t)
 	ns.Do(func() {
@@ -72,6 +74,9 @@ func TestObserveClassifiesLinks(t *testing.T) {
 				got := observe(t, h, tt.managed...)
 				if diff := cmp.Diff(tt.want, names(got.NICs)); diff != "" {
 					t.Errorf("NICs (-want +got):\n%s", diff)
+				}
+				if diff := cmp.Diff(tt.unmatched, got.Unmatched, equateEmpty); diff != "" {
+					t.Errorf("patterns that match nothing (-want +got):\n%s", diff)
 				}
 				wantBridges := []model.Bridge{
 					{Name: "br-0123456789ab", Subnets: []model.Subnet{

@@ -2,10 +2,12 @@ package hosts
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -24,11 +26,14 @@ import (
 // file is what a file of the folder says. Its name without .json is the entry's.
 type file struct {
 	NIC     string            `json:"nic"` // as --nic
-	Address netip.Addr        `json:"address"`
+	Address string            `json:"address"`
 	Bridge  string            `json:"bridge,omitempty"`
 	Publish []string          `json:"publish,omitempty"` // as -p
 	Options map[string]string `json:"options,omitempty"` // eip.except, eip.fallback
 }
+
+// form is what errors show of it.
+const form = `want {"nic": "eth1", "address": "172.29.0.100"}, and if you like "bridge": "br-web", "publish": ["8090:80"], "options": {"eip.except": "10.0.0.0/8"}`
 
 // suffix is that of files that are read.
 const suffix = ".json"
@@ -178,27 +183,53 @@ func (k *Keeper) read(name string) (model.HostEntry, error) {
 	if err != nil {
 		return model.HostEntry{}, err
 	}
-	var f file
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
-		return model.HostEntry{}, err
+	f, err := decode(text)
+	if err != nil {
+		return model.HostEntry{}, fmt.Errorf("%w; %s", err, form)
 	}
-	if d.More() {
-		return model.HostEntry{}, errors.New("more than one object")
-	}
-	e := model.HostEntry{Name: strings.TrimSuffix(name, suffix), Bridge: f.Bridge, Address: f.Address, File: name}
+	e := model.HostEntry{Name: strings.TrimSuffix(name, suffix), Bridge: f.Bridge, File: name}
 	if e.Options, err = model.SelectNIC(f.NIC); err != nil {
-		return model.HostEntry{}, err
+		return model.HostEntry{}, fmt.Errorf("nic: %w", err)
+	}
+	if e.Address, err = netip.ParseAddr(f.Address); err != nil {
+		return model.HostEntry{}, fmt.Errorf("address: %q is none; want an IPv4 address that nobody has, as 172.29.0.100", f.Address)
 	}
 	for key, value := range f.Options {
 		if _, twice := e.Options[key]; twice {
-			return model.HostEntry{}, fmt.Errorf("%s is said twice", key)
+			return model.HostEntry{}, fmt.Errorf("options: %s is what nic says; leave it out", key)
 		}
 		e.Options[key] = value
 	}
-	e.Publishes, err = model.ParsePublishes(f.Publish)
-	return e, err
+	if e.Publishes, err = model.ParsePublishes(f.Publish); err != nil {
+		return model.HostEntry{}, fmt.Errorf("publish: %w", err)
+	}
+	return e, nil
+}
+
+// decode reads the file's one object; its errors name line or field.
+func decode(text []byte) (f file, err error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	line := func(offset int64) int { return 1 + bytes.Count(text[:offset], []byte("\n")) }
+	err = d.Decode(&f)
+	if err == nil && d.More() {
+		return f, fmt.Errorf("line %d: something follows the object", line(d.InputOffset()))
+	}
+	if syntax, is := errors.AsType[*json.SyntaxError](err); is {
+		return f, fmt.Errorf("line %d: %w", line(syntax.Offset), err)
+	}
+	if kind, is := errors.AsType[*json.UnmarshalTypeError](err); is {
+		return f, fmt.Errorf("line %d: %s: there stands a JSON %s", line(kind.Offset), cmp.Or(kind.Field, "the whole"), kind.Value)
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		return f, errors.New("the file is empty")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return f, fmt.Errorf("line %d: the file ends within the object", line(int64(len(bytes.TrimSpace(text)))))
+	case err != nil:
+		return f, errors.New(strings.TrimPrefix(err.Error(), "json: ")) // an unknown field
+	}
+	return f, nil
 }
 
 // tell makes the problems known.

@@ -49,7 +49,7 @@ func (e *HostEntry) Check() error {
 		return err
 	}
 	if o.Selector.IsZero() {
-		return errors.New("which NIC? say its name, address or MAC")
+		return errors.New("which NIC? say its name, address, EIP or MAC")
 	}
 	for _, p := range e.Publishes {
 		switch {
@@ -102,10 +102,10 @@ func (e HostEntry) Same(o HostEntry) bool {
 		maps.Equal(e.Options, o.Options) && slices.Equal(e.Publishes, o.Publishes)
 }
 
-// SelectNIC returns the option that names the NIC, be it by name, address or MAC.
+// SelectNIC returns the option that names the NIC, be it by name, address, EIP or MAC.
 func SelectNIC(nic string) (map[string]string, error) {
 	if nic == "" {
-		return nil, errors.New("which NIC? say its name, address or MAC")
+		return nil, errors.New("which NIC? say its name, address, EIP or MAC")
 	}
 	for _, key := range []string{KeyIP, KeyMAC} {
 		options := map[string]string{key: nic}

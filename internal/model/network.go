@@ -99,11 +99,18 @@ type Container struct {
 	Ignored []string `json:"ignored,omitempty"`
 }
 
-// Stray is a container whose eip.* labels can have no effect, as it has no
-// endpoint of its own.
+// Stray is a container with eip.* labels that has no endpoint of its own. They
+// can have an effect on the host's network only.
 type Stray struct {
 	Container Container
 	Mode      string // "host", "none" or "container:ID"
+	Running   bool   // its start is over
+}
+
+// Cgroup is a control group of the hierarchy of version 2.
+type Cgroup struct {
+	ID    uint64 // the inode of its directory
+	Level int    // below the root, which is 0
 }
 
 // Beside is a container's attachment to a network by which packets leave the

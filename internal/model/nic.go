@@ -88,10 +88,12 @@ const (
 
 // Host is what was observed of the host in one pass.
 type Host struct {
-	NICs    []NIC    // sorted by name
-	Bridges []Bridge // Docker's container bridges, not ours; sorted by name
-	Locals  []netip.Addr
-	Links   []string // names of all links
+	NICs []NIC // sorted by name
+	// Unmatched are names and globs of --nics that are no NIC's, as they were given.
+	Unmatched []string
+	Bridges   []Bridge // Docker's container bridges, not ours; sorted by name
+	Locals    []netip.Addr
+	Links     []string // names of all links
 	// Routed are the destinations of the host's routes, in any table and
 	// without default routes; not those of container bridges.
 	Routed []netip.Prefix

@@ -254,7 +254,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 func (o *PinOptions) selector(s Selector) error {
 	if !o.Selector.IsZero() {
-		return fmt.Errorf("%v and %v say the same thing twice", o.Selector, s)
+		return fmt.Errorf("%v and %v both say which NIC: leave one of them out", o.Selector, s)
 	}
 	o.Selector = s
 	return nil

@@ -26,7 +26,7 @@ func TestParsePinOptions(t *testing.T) {
 		{name: "fallback alone", in: map[string]string{"eip.fallback": "host"}, want: model.PinOptions{Fallback: model.FallbackHost}},
 		{name: "empty value", in: map[string]string{"eip.nic": ""}, err: "eip.nic has no value; accepted: eip.nic=eth1"},
 		{name: "unknown key", in: map[string]string{"eip.nci": "eth1"}, err: "unknown option eip.nci; accepted: "},
-		{name: "two selectors", in: map[string]string{"eip.nic": "eth1", "eip.ip": "172.31.0.8"}, err: "eip.ip=172.31.0.8 and eip.nic=eth1 say the same thing twice"},
+		{name: "two selectors", in: map[string]string{"eip.nic": "eth1", "eip.ip": "172.31.0.8"}, err: "eip.ip=172.31.0.8 and eip.nic=eth1 both say which NIC: leave one of them out"},
 		{name: "bad address", in: map[string]string{"eip.ip": "172.31.0"}, err: `eip.ip="172.31.0" is no IP address`},
 		{name: "ip6 alone", in: map[string]string{"eip.ip6": "2001:db8::14"}, err: "eip.ip6=2001:db8::14 says which address of a NIC, and no NIC is named beside it"},
 		{name: "exceptions", in: map[string]string{"eip.except": "10.0.0.0/8, 192.0.2.1"}, want: model.PinOptions{Except: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")}}},

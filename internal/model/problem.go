@@ -20,6 +20,7 @@ const (
 	CodeNICDown        Code = "nic-down"         // a pinned NIC is down or has no carrier
 	CodeNICNoAnswer    Code = "nic-no-answer"    // nothing answers by a NIC that a pin with a fallback needs
 	CodeFailedOver     Code = "failed-over"      // a pin took its fallback
+	CodeNoFallback     Code = "fallback-missing" // eip.fallback names a NIC that is not there
 	CodeNICNoAddress   Code = "nic-no-address"   // a pinned NIC has no address of a family
 	CodeNoGateway      Code = "nic-no-gateway"   // no next hop is known for a managed NIC
 	CodeTooManyNICs    Code = "too-many-nics"    // more managed NICs than marks
@@ -41,6 +42,7 @@ const (
 	CodeContested      Code = "contested"        // somebody keeps undoing what we write
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
+	CodeSettingUnused  Code = "setting-unused"   // a flag that matches nothing, or a variable that is none
 )
 
 // Problem is one thing that is not as it should be, with the way to mend it.

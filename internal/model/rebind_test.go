@@ -19,7 +19,7 @@ func TestParseRebind(t *testing.T) {
 		{words: "eip.public=119.26.38.75 eip.fallback=hold", want: map[string]string{"eip.public": "119.26.38.75", "eip.fallback": "hold"}},
 		{words: "eip.fallback=host", err: "say where to, as eth1 or eip.nic=eth1"},
 		{words: "eth2 eth3", err: "eip.nic is said twice"},
-		{words: "eth2 eip.mac=02:42:ac:1f:00:0e", err: "say the same thing twice"},
+		{words: "eth2 eip.mac=02:42:ac:1f:00:0e", err: "both say which NIC"},
 		{words: "nic=eth2", err: "unknown option nic"},
 		{words: "a/b", err: "is no interface name"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -16,7 +17,7 @@ var (
 
 // Resolve finds the NIC that a selector names and, for selectors by address,
 // which of its addresses (zero: its first). eips maps public to private
-// addresses. NIC names are compared exactly first and then without case, as
+// addresses; an EIP is taken where an address is asked for, too. NIC names are compared exactly first and then without case, as
 // Docker's CLI lower-cases endpoint options.
 func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Addr, error) {
 	addr := s.Addr
@@ -46,13 +47,24 @@ func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Ad
 		fallthrough
 	case ByIP:
 		cause = ErrNoAddress
-		for _, n := range h.NICs {
-			if n.Has(addr) {
-				return n, addr, nil
+		if n, ok := h.nicWith(addr); ok {
+			return n, addr, nil
+		}
+		if private, ok := eips[addr]; ok {
+			if n, ok := h.nicWith(private); ok {
+				return n, private, nil
 			}
 		}
 	}
 	return NIC{}, netip.Addr{}, fmt.Errorf("%v: %w; NICs of this host: %s", s, cause, h.NICList())
+}
+
+func (h Host) nicWith(a netip.Addr) (NIC, bool) {
+	i := slices.IndexFunc(h.NICs, func(n NIC) bool { return n.Has(a) })
+	if i < 0 {
+		return NIC{}, false
+	}
+	return h.NICs[i], true
 }
 
 // NICList renders the host's NICs with their addresses, as errors show them.

@@ -22,17 +22,21 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 	}
 	c.strict = c.strictNetworks()
 	c.decide()
+	c.hostPins = c.decideHost()
 	c.nets = c.relevant()
 	c.manage()
 	c.strays()
 	c.beside()
 	c.elsewhere()
+	c.unused()
 	d := Desired{
 		IDs:   c.ids,
 		Asked: slices.Sorted(maps.Keys(c.asked)),
 		Watch: slices.Sorted(maps.Keys(c.watch)),
 		Pins:  c.pins,
 		Ports: c.ports(),
+
+		HostPins: c.hostPins,
 	}
 	d.Links = c.links()
 	d.Routing = c.routing()
@@ -54,6 +58,7 @@ type compute struct {
 	problems []model.Problem
 	watch    map[string]bool // NICs whose health matters
 	pins     []Pin           // parallel to in.Endpoints
+	hostPins []HostPin
 	asked    map[string]asked
 	ids      map[string]model.NICID
 	managed  []model.NIC // sorted by name, present on the host and with an ID
@@ -155,6 +160,11 @@ func (c *compute) whoIsAsked() map[string]asked {
 			}
 		}
 	}
+	for _, p := range c.hostPins {
+		if p.State == StatePinned {
+			ask(p.NIC, byName)
+		}
+	}
 	for i, e := range c.in.Endpoints {
 		p := c.pins[i]
 		if p.State == StatePinned {
@@ -197,13 +207,18 @@ func (c *compute) families() []model.Family {
 // strays are containers whose labels can have no effect.
 func (c *compute) strays() {
 	for _, s := range c.in.Strays {
-		fix := "put it on a bridge or eipnet network"
+		fix, why := "put it on a bridge or eipnet network", "its network mode is "+s.Mode
 		switch {
-		case s.Mode == "host":
+		case s.Mode == hostNetwork && (c.in.Settings.Cgroups || !s.Container.Known):
+			continue // see decideHost; or nobody knows whether the labels are its own
+		case s.Mode == hostNetwork:
 			fix += "; a program of the host lives on one NIC by package nicdial, or eipnet exec (docs/programs.md)"
+			if c.in.Settings.NoCgroups != "" {
+				why += ", and containers there cannot be told from the host's programs: " + c.in.Settings.NoCgroups
+			}
 		case strings.HasPrefix(s.Mode, "container:"):
 			fix = "label the container whose network it shares"
 		}
-		c.problem(model.CodeNoEndpoint, model.Warning, s.Container.Name, "its eip.* labels have no effect: its network mode is "+s.Mode, fix)
+		c.problem(model.CodeNoEndpoint, model.Warning, s.Container.Name, "its eip.* labels have no effect: "+why, fix)
 	}
 }

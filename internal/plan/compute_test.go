@@ -468,7 +468,7 @@ func TestStrays(t *testing.T) {
 		"none":         "put it on a bridge or eipnet network",
 		"container:id": "label the container whose network it shares",
 	} {
-		in.Strays = []model.Stray{{Container: model.Container{Name: "web"}, Mode: mode}}
+		in.Strays = []model.Stray{{Container: model.Container{Known: true, Name: "web"}, Mode: mode}}
 		_, problems := plan.Compute(in)
 		if len(problems) != 1 || problems[0].Code != model.CodeNoEndpoint || !strings.Contains(problems[0].Fix, want) {
 			t.Errorf("%s: %v, want it to say %q", mode, problems, want)

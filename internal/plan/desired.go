@@ -19,10 +19,14 @@ type Snapshot struct {
 	Networks  []model.Network
 	Endpoints []model.Endpoint
 	Strays    []model.Stray
-	Beside    []model.Beside // all containers on such networks, pinned or not
-	Rebinds   []model.Rebind
-	Health    map[string]model.Health // by NIC name; those that are not there are healthy
-	Stay      map[string]Stay         // by container id
+	// Cgroups are those of strays on the host's network, by container id, as far as they are there.
+	Cgroups map[string]model.Cgroup
+	// HostPinned: there was a pin on the host's network before, whose connections may outlive it.
+	HostPinned bool
+	Beside     []model.Beside // all containers on such networks, pinned or not
+	Rebinds    []model.Rebind
+	Health     map[string]model.Health // by NIC name; those that are not there are healthy
+	Stay       map[string]Stay         // by container id
 	// Leaving are the endpoints, by id, whose connections may still bear the
 	// address of a NIC that they were pinned to.
 	Leaving map[string]bool
@@ -40,6 +44,11 @@ type Settings struct {
 	// StrictNetworks are stock networks, by name or id, under lock 1 though
 	// they bear no label (--strict-networks).
 	StrictNetworks []string
+	// Cgroups: the kernel and the host's hierarchy of control groups let
+	// containers on the host's network be told from its programs. NoCgroups says
+	// what they lack.
+	Cgroups   bool
+	NoCgroups string
 }
 
 // HostReplies says for which NICs a host service's answers leave by the NIC they were asked on.
@@ -71,6 +80,15 @@ type Desired struct {
 	Watch []string
 	// Pins is what was decided for each endpoint, sorted by endpoint id.
 	Pins []Pin
+	// HostPins is what was decided for containers on the host's network, sorted by container id.
+	HostPins []HostPin
+}
+
+// HostPin is the pin of a container on the host's network.
+type HostPin struct {
+	Container model.Container
+	Cgroup    model.Cgroup
+	Pin
 }
 
 // Links are the devices of ours, and marks on NICs.
@@ -171,6 +189,10 @@ type Firewall struct {
 	Sources     []Source
 	// Forwards are published ports.
 	Forwards []Forward
+	// Cgroups: the chains for containers on the host's network are there, and
+	// Groups are those that are pinned or held, by their ids.
+	Cgroups bool
+	Groups  []Group
 	// NoForward4 and NoForward6 are NICs between which nothing is forwarded
 	// (only where eipnet itself switched that family's forwarding on).
 	NoForward4, NoForward6 []string
@@ -183,6 +205,8 @@ type FirewallNIC struct {
 	// HostReplies: connections to the host itself by this NIC are marked, so
 	// that their answers leave by it.
 	HostReplies bool
+	// Addr4 and Addr6 are what containers on the host's network leave with; only where there are any.
+	Addr4, Addr6 netip.Addr
 }
 
 // Uplink is an address of a NIC.
@@ -210,6 +234,14 @@ type Source struct {
 	NICName string      // Pinned
 	Address netip.Addr  // Pinned: what its packets leave with
 	Stock   bool        // on a network that Docker made
+}
+
+// Group is the decision for one container on the host's network.
+type Group struct {
+	Cgroup  model.Cgroup
+	Verdict Verdict     // Pinned, or else held
+	NIC     model.NICID // Pinned; its packets leave with the NIC's first addresses
+	Except  []netip.Prefix
 }
 
 // Exception lets one source reach a destination by the host's main routing.

@@ -34,6 +34,8 @@ func (c *compute) fallBack(e model.Endpoint, d model.Decision, own *model.NIC, a
 		nic, _, err := c.in.Host.Resolve(model.Selector{Kind: model.ByNIC, Name: n}, nil)
 		if err != nil {
 			c.watch[n] = true
+			c.problem(model.CodeNoFallback, model.Warning, e.Name(), model.KeyFallback+" names "+n+", and no NIC of this host has this name; NICs of this host: "+c.in.Host.NICList(),
+				"correct it, or attach the NIC; until then it is passed over")
 			continue
 		}
 		if d.Allows(nic.Name) != nil || own != nil && nic.Name == own.Name {

@@ -25,6 +25,7 @@ func TestFallbacks(t *testing.T) {
 		{name: "no carrier", fallback: "eth2", edit: carrier("eth1"), state: plan.StatePinned, nic: "eth2", problem: "failed over to eth2: eth1 has no carrier"},
 		{name: "no answer", fallback: "eth2", edit: healths("eth1", failed), state: plan.StatePinned, nic: "eth2", problem: "failed over to eth2: eth1 gets no answer from its gateway 172.31.0.1"},
 		{name: "gone", fallback: "eth2", edit: without("eth1"), state: plan.StatePinned, nic: "eth2", problem: "failed over to eth2: eip.nic=eth1 is not on this host"},
+		{name: "the fallback is gone", fallback: "eth2,eth0", edit: without("eth2"), state: plan.StatePinned, nic: "eth1", problem: "eip.fallback names eth2, and no NIC of this host has this name; NICs of this host: eth0"},
 		{name: "the second one", fallback: "eth2,eth0", edit: all(carrier("eth1"), carrier("eth2")), state: plan.StatePinned, nic: "eth0", problem: "failed over to eth0"},
 		{name: "none works: hold", fallback: "eth2", edit: all(carrier("eth1"), healths("eth2", failed)), state: plan.StatePinned, nic: "eth1", problem: "is down"},
 		{name: "none works: host", fallback: "eth2,host", edit: all(carrier("eth1"), carrier("eth2")), state: plan.StateUnpinned, problem: "follows the host's routing"},

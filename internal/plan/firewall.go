@@ -13,6 +13,9 @@ func (c *compute) firewall(ports []Port) Firewall {
 	for _, n := range c.managed {
 		fw.NICs = append(fw.NICs, FirewallNIC{ID: c.ids[n.Name], Name: n.Name, HostReplies: c.hostReplies(n)})
 	}
+	if fw.Cgroups = len(c.hostPins) > 0 || c.in.Settings.Cgroups && c.in.HostPinned; fw.Cgroups {
+		c.groups(&fw)
+	}
 	if len(c.nets) == 0 {
 		// The guard and its sets watch over endpoints; without networks the
 		// table is an empty skeleton.
@@ -54,9 +57,7 @@ func (c *compute) firewall(ports []Port) Firewall {
 	slices.Sort(fw.Ours)
 	slices.Sort(fw.Apart)
 	slices.SortFunc(fw.OurSubnets, netip.Prefix.Compare)
-	for _, b := range c.bridges() {
-		fw.Inside = append(fw.Inside, b.Name)
-	}
+	fw.Inside = c.inner()
 	slices.SortFunc(fw.Local, netip.Addr.Compare)
 	if len(fw.Local) > 0 {
 		fw.Inside = append(fw.Inside, loopback)
@@ -79,6 +80,16 @@ func (c *compute) firewall(ports []Port) Firewall {
 		}
 	}
 	return fw
+}
+
+// inner lists the names of all container bridges.
+func (c *compute) inner() []string {
+	var out []string
+	for _, b := range c.bridges() {
+		out = append(out, b.Name)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // masqueraded lists what never leaves the host with its own address. A pin

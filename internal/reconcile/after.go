@@ -205,7 +205,11 @@ func (l *Loop) finish(res *Result) {
 			slog.Any("managed", res.Desired.Links.Grouped), slog.Duration("took", res.Took))
 	}
 	now := make(map[model.Problem]bool)
+	early := time.Now().Before(l.patience)
 	for _, p := range res.Problems {
+		if early && p.Code == model.CodeDockerAway {
+			continue // status has it all the same
+		}
 		now[p] = true
 		if !l.problems[p] {
 			level := slog.LevelWarn

@@ -28,6 +28,8 @@ type Host interface {
 	FlushConntrackPorts(ctx context.Context, dst []netip.AddrPort) (int, error)
 	// Peers tells the MAC address behind each port of the bridges.
 	Peers(ctx context.Context, bridges []string) (map[string]string, error)
+	// Cgroups finds the cgroups of containers on the host's network, by container id.
+	Cgroups(strays []model.Stray) map[string]model.Cgroup
 	FlushConntrack(ctx context.Context, addrs []netip.Addr) (int, error)
 	// FlushTranslated forgets the connections for which stale is true: it is
 	// asked about those with another source address than they began with (as).
@@ -133,6 +135,10 @@ const (
 	MaxInterval   = 30 * time.Second
 )
 
+// DockerPatience is for how long after the start it is no news that Docker has
+// not answered: eipnet starts before Docker, or has just begun to ask.
+const DockerPatience = 5 * time.Second
+
 // Loop is the reconciler. Run it once; Poke and Sync from anywhere.
 type Loop struct {
 	o       Options
@@ -155,9 +161,11 @@ type Loop struct {
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
+	onHost    bool                       // there was a pin on the host's network since the start
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
-	problems  map[model.Problem]bool
+	problems  map[model.Problem]bool // that are logged
+	patience  time.Time              // when Docker's silence becomes news
 
 	rebinding sync.Mutex // one Rebind at a time
 }
@@ -259,6 +267,7 @@ func (l *Loop) Last(ctx context.Context) (*Result, error) {
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
 	l.inherit()
+	l.patience = time.Now().Add(DockerPatience)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var earliest time.Time // of a pass that nobody waits for
@@ -325,6 +334,9 @@ func (l *Loop) idle(res *Result) time.Duration {
 	}
 	if l.rival.problem != nil {
 		wait = min(wait, RivalWindow)
+	}
+	if until := time.Until(l.patience); until > 0 {
+		wait = min(wait, until)
 	}
 	if res.Err != nil || len(res.Partial)+len(res.PortErrors) > 0 {
 		wait = RetryInterval

@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -36,14 +37,18 @@ type world struct {
 	rebinds   map[string]model.Rebind
 	health    map[string]model.Health
 	docker    map[string]model.Container // nil: has not answered yet
+	said      []model.Problem            // of Docker
+	log       bytes.Buffer
 	flushed   []netip.AddrPort
 	moved     []netip.Addr
 	flows     [][3]netip.Addr // translated ones: from, to, as
 	spoof     []plan.BridgePort
-	noChain   bool  // Docker has not made DOCKER-USER
-	broken    error // of links
-	unflushed error // of translated flows
-	unmoved   error // of those of moved pins
+	strays    []model.Stray
+	groups    map[string]model.Cgroup // of containers on the host's network
+	noChain   bool                    // Docker has not made DOCKER-USER
+	broken    error                   // of links
+	unflushed error                   // of translated flows
+	unmoved   error                   // of those of moved pins
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
@@ -113,6 +118,18 @@ func (p hostPart) FlushConntrackPorts(_ context.Context, dst []netip.AddrPort) (
 }
 
 func (p hostPart) Peers(context.Context, []string) (map[string]string, error) { return nil, nil }
+
+func (p hostPart) Cgroups(strays []model.Stray) map[string]model.Cgroup {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]model.Cgroup)
+	for _, s := range strays {
+		if g, ok := p.groups[s.Container.ID]; ok {
+			out[s.Container.ID] = g
+		}
+	}
+	return out
+}
 
 func (p hostPart) FlushConntrack(_ context.Context, addrs []netip.Addr) (int, error) {
 	var err error
@@ -263,9 +280,14 @@ func (p healthPart) Look(_ context.Context, _ model.Host, _ map[string]model.NIC
 func (p dockerPart) View() (reconcile.DockerView, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return reconcile.DockerView{Containers: p.docker}, p.docker != nil
+	return reconcile.DockerView{Containers: p.docker, Strays: p.strays}, p.docker != nil
 }
-func (p dockerPart) Problems() []model.Problem { return nil }
+
+func (p dockerPart) Problems() []model.Problem {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.said
+}
 
 func (w *world) endpoint(id string, known bool) {
 	w.mu.Lock()
@@ -279,7 +301,7 @@ func (w *world) endpoint(id string, known bool) {
 
 func options(w *world) reconcile.Options {
 	return reconcile.Options{
-		Log: slog.New(slog.DiscardHandler), Settings: plan.Settings{Mask: model.DefaultMask},
+		Log: slog.New(slog.NewTextHandler(&w.log, nil)), Settings: plan.Settings{Mask: model.DefaultMask},
 		Host: hostPart{w}, Router: routerPart{w}, Firewall: firewallPart{w}, Forwarding: forwardingPart{w},
 		Ports: portsPart{w}, Store: storePart{w}, Docker: dockerPart{w}, Health: healthPart{w},
 		Culprit: func() string { return "process vandal" },

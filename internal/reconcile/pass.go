@@ -163,6 +163,9 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Beside: res.Beside,
 			Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
 		}
+		if l.o.Settings.Cgroups {
+			res.snapshot.Cgroups, res.snapshot.HostPinned = l.o.Host.Cgroups(res.Strays), l.onHost
+		}
 		res.snapshot.Health = l.o.Health.Look(ctx, host, res.snapshot.IDs, watch)
 		res.Desired, res.Problems = plan.Compute(res.snapshot)
 		look := l.ports.bridges(res.Networks, endpoints, res.Desired.Firewall)
@@ -174,6 +177,7 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 			l.Poke() // what is asked for now is looked at in the next pass
 		}
 	}
+	l.onHost = l.onHost || len(res.Desired.HostPins) > 0
 	if l.o.Stay {
 		l.stay = res.failedOver()
 	}

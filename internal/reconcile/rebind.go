@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -199,8 +200,9 @@ func (r *Result) allows(rebind model.Rebind) error {
 	in.Rebinds = append(slices.DeleteFunc(slices.Clone(in.Rebinds), func(o model.Rebind) bool { return o.ContainerID == rebind.ContainerID }), rebind)
 	would, _ := plan.Compute(in)
 	running := false
-	mine := make(map[string]bool)
+	mine, names := make(map[string]bool), make(map[string]string)
 	for i, e := range in.Endpoints {
+		names[e.ID] = e.Name()
 		if e.Container.ID != rebind.ContainerID {
 			continue
 		}
@@ -219,7 +221,7 @@ func (r *Result) allows(rebind model.Rebind) error {
 		for _, o := range would.Ports {
 			f, g := p.Forward, o.Forward
 			if !mine[o.Endpoint] && f.Proto == g.Proto && f.Port == g.Port && f.Addr == g.Addr {
-				return refusef("rebinding %s: another container has %v:%d/%v published already", rebind.Name, f.Addr, f.Port, f.Proto)
+				return refusef("rebinding %s: %s has %v/%v published already", rebind.Name, names[o.Endpoint], netip.AddrPortFrom(f.Addr, f.Port), f.Proto)
 			}
 		}
 	}

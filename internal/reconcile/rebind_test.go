@@ -101,7 +101,7 @@ func TestRebindRefuses(t *testing.T) {
 		{name: "locked", container: "app", options: toEth1, network: map[string]string{"eip.lock": "true", "eip.nic": "eth0"}, want: "is locked"},
 		{
 			name: "another one's port", container: "app", options: toEth1, ports: []model.Publish{{Proto: model.TCP, HostPort: 8090, Port: 80}},
-			want: "another container has 172.31.0.14:8090/tcp published",
+			want: "rebinding app: other has 172.31.0.14:8090/tcp published already",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -42,6 +42,11 @@ func (r *Result) failedOver() map[string]plan.Stay {
 			out[id] = plan.Stay{Selector: p.Selector, From: p.From, NIC: p.NIC}
 		}
 	}
+	for _, p := range r.Desired.HostPins {
+		if p.State == plan.StatePinned && p.InsteadOf != "" {
+			out[p.Container.ID] = plan.Stay{Selector: p.Selector, From: p.From, NIC: p.NIC}
+		}
+	}
 	return out
 }
 

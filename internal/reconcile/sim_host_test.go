@@ -68,6 +68,8 @@ func (h simHost) Peers(_ context.Context, bridges []string) (map[string]string, 
 	return out, nil
 }
 
+func (h simHost) Cgroups([]model.Stray) map[string]model.Cgroup { return nil }
+
 func (h simHost) Apply(_ context.Context, links plan.Links, sysctls []plan.Sysctl, prune bool) (bool, error) {
 	return h.apply(func(a *applying) {
 		a.links(links, prune)

@@ -22,6 +22,7 @@ import (
 const (
 	lockTimeout = time.Second
 	lockRetry   = 20 * time.Millisecond
+	emptyTries  = 10 // looks at an empty file before it counts as damaged
 )
 
 // ErrLocked says that another process, or this one, has the state file open:
@@ -83,6 +84,13 @@ func Open(path string, log *slog.Logger) (*Store, *model.Problem, error) {
 // damaged pointer, and sets a damaged file aside.
 func vet(path string, log *slog.Logger) (*model.Problem, []string, error) {
 	f, err := openLocked(path)
+	// Who makes the file locks it a moment later, and fills it then.
+	for n := 0; n < emptyTries && err == nil && f != nil && isEmpty(f); n++ {
+		if err = f.Close(); err == nil {
+			time.Sleep(lockRetry)
+			f, err = openLocked(path)
+		}
+	}
 	if f == nil || err != nil {
 		return nil, nil, err
 	}
@@ -101,6 +109,11 @@ func vet(path string, log *slog.Logger) (*model.Problem, []string, error) {
 		return problem, nil, err
 	}
 	return nil, notes, nil
+}
+
+func isEmpty(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Size() == 0
 }
 
 // openLocked opens and locks the file; it returns none if there is none.

@@ -31,14 +31,24 @@ func main() {
 	}
 }
 
-func demo(ctx context.Context, binary, engine string) (err error) {
+func demo(ctx context.Context, binary, engine string) error {
 	say("A cloud server with three NICs, each with its own public address, and Docker %s.", engine)
 	say("(The first time this builds the engine's root from Debian packages: a minute or two.)\n")
 	l, err := lab.New(ctx, lab.Config{Engine: engine, Log: func(format string, args ...any) { say("  "+format, args...) }})
-	if err != nil {
-		return err
+	if err == nil {
+		err = show(ctx, l, binary)
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
+	if ctx.Err() != nil {
+		err = errors.New("interrupted") // whatever that was in the middle of
+	}
+	if l != nil {
+		err = errors.Join(err, l.Close())
+	}
+	return err
+}
+
+// show runs eipnet and two containers in the lab.
+func show(ctx context.Context, l *lab.Lab, binary string) error {
 	if err := l.BuildImage(ctx); err != nil {
 		return err
 	}

@@ -256,8 +256,10 @@ func (r *rig) cleanupInUse(t *testing.T, before string) {
 	}
 	done := r.on("eipnet", "cleanup", "--force")
 	for line := range strings.SplitSeq(dry, "\n") {
-		if item, is := strings.CutPrefix(line, "would remove "); is && !strings.Contains(done, "removed "+item+"\n") {
-			t.Errorf("%s was to be removed; cleanup said\n%s", item, done)
+		for would, did := range map[string]string{"would remove ": "removed ", "would put back ": "put back "} {
+			if item, is := strings.CutPrefix(line, would); is && !strings.Contains(done, did+item+"\n") {
+				t.Errorf("%s%s; cleanup said\n%s", would, item, done)
+			}
 		}
 	}
 	if got := r.on("eipnet", "cleanup", "--force"); got != "nothing of eipnet is left\n" {

@@ -58,8 +58,13 @@ func (l *Lab) BuildApp(ctx context.Context) (string, error) {
 	if built.app != nil {
 		return path, os.WriteFile(path, built.app, 0o755)
 	}
+	tmp := filepath.Join(l.dir, "go-tmp") // goes with the lab, also when the build is interrupted
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return "", err
+	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, appPackage)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+tmp)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends its compilers first
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w: %s", appPackage, err, out)
 	}

@@ -1,0 +1,107 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/eipnet/eipnet/internal/model"
+)
+
+// TestCgroups: where a container's cgroup is found, and on which level.
+func TestCgroups(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("directories have to be root's")
+	}
+	id, other := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	for _, tc := range []struct {
+		name    string
+		dirs    []string
+		users   string // a directory that is not root's
+		id      string
+		stopped bool
+		want    string
+		level   int
+	}{
+		{name: "systemd", dirs: []string{"system.slice/docker-" + id + ".scope"}, want: "system.slice/docker-" + id + ".scope", level: 2},
+		{name: "cgroupfs", dirs: []string{"docker/" + id, "docker/" + other}, want: "docker/" + id, level: 2},
+		{name: "--cgroup-parent", dirs: []string{"a.slice/a-b.slice/docker-" + id + ".scope"}, want: "a.slice/a-b.slice/docker-" + id + ".scope", level: 3},
+		{name: "--cgroup-parent /", dirs: []string{id}, want: id, level: 1},
+		{name: "it is searched for while it runs only", dirs: []string{"mine/" + id}, stopped: true},
+		{name: "being started, in the usual place", dirs: []string{"docker/" + id}, stopped: true, want: "docker/" + id, level: 2},
+		{name: "not there", dirs: []string{"docker/" + other}},
+		{name: "two of them", dirs: []string{"a/" + id, "b/" + id}},
+		{name: "within another container", dirs: []string{"docker/" + other + "/docker/" + id, "system.slice/docker-" + other + ".scope/" + id}},
+		{name: "a user's", dirs: []string{"user.slice/" + id}, users: "user.slice/" + id},
+		{name: "a user's beside the container's", dirs: []string{"user.slice/" + id, "mine/" + id}, users: "user.slice/" + id, want: "mine/" + id, level: 2},
+		{name: "no id", dirs: []string{"docker/a1"}, id: "a1"},
+		{name: "a path for an id", dirs: []string{"docker/a1"}, id: "../docker/a1"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := cgroups{root: t.TempDir()}
+			for _, d := range tc.dirs {
+				if err := os.MkdirAll(filepath.Join(c.root, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.users != "" {
+				if err := os.Chown(filepath.Join(c.root, tc.users), 1000, 1000); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.id == "" {
+				tc.id = id
+			}
+			want := map[string]model.Cgroup{}
+			if tc.want != "" {
+				var st unix.Stat_t
+				if err := unix.Stat(filepath.Join(c.root, tc.want), &st); err != nil {
+					t.Fatal(err)
+				}
+				want[tc.id] = model.Cgroup{ID: st.Ino, Level: tc.level}
+			}
+			strays := []model.Stray{{Container: model.Container{ID: tc.id}, Mode: "host", Running: !tc.stopped}}
+			for _, when := range []string{"first", "again"} {
+				if diff := cmp.Diff(want, c.find(strays)); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", when, diff)
+				}
+			}
+			if tc.want == "" {
+				return
+			}
+			if err := os.Remove(filepath.Join(c.root, tc.want)); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.find(strays); len(got) > 0 {
+				t.Errorf("gone, and found: %v", got)
+			}
+		})
+	}
+}
+
+// TestCheckCgroups: a layout that does not do is told in words.
+func TestCheckCgroups(t *testing.T) {
+	namespace := filepath.Join(t.TempDir(), "ns")
+	if err := os.Symlink("cgroup:[4026532000]", namespace); err != nil {
+		t.Fatal(err)
+	}
+	check := func(root, namespace, want string) {
+		t.Helper()
+		if err := checkCgroups(root, namespace); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", root, err, want)
+		}
+	}
+	check(t.TempDir(), namespace, "no hierarchy of cgroups version 2")
+	check(filepath.Join(t.TempDir(), "gone"), namespace, "no such file")
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			check(root, namespace, "namespace of its own")
+			check(root, namespace+"-gone", "reading the cgroup namespace")
+		}
+	}
+}
