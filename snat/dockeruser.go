@@ -19,6 +19,7 @@ import (
 const (
 	dockerUser    = "DOCKER-USER"    // Docker's; never made, only jumped from
 	eipnetForward = "EIPNET-FORWARD" // ours
+	forwardChain  = "FORWARD"
 
 	// ourJump is our one line in DOCKER-USER (or in FORWARD) behind the chain's
 	// name, as iptables -S prints it.
@@ -28,8 +29,8 @@ const (
 
 	// dockerJump is Docker's line in FORWARD; without it, and where the policy
 	// is not this one, nobody comes by DOCKER-USER.
-	dockerJump   = "-A FORWARD -j " + dockerUser
-	acceptPolicy = "-P FORWARD ACCEPT"
+	dockerJump   = "-A " + forwardChain + " -j " + dockerUser
+	acceptPolicy = "-P " + forwardChain + " ACCEPT"
 
 	// forkTimeout ends an iptables that hangs; lockSeconds bounds its own wait
 	// for the xtables lock and has to be less.
@@ -151,7 +152,7 @@ func (t tool) apply(ctx context.Context, bridges []string) (found, wrote bool, e
 	if now.user, found, err = t.list(ctx, dockerUser); err != nil {
 		return found, false, err
 	}
-	if now.forward, _, err = t.list(ctx, "FORWARD"); err != nil {
+	if now.forward, _, err = t.list(ctx, forwardChain); err != nil {
 		return found, false, err
 	}
 	if now.ours, now.exists, err = t.list(ctx, eipnetForward); err != nil {
@@ -226,7 +227,7 @@ func (f filter) changes(user bool, bridges []string) []string {
 		lines = append(lines, want...)
 	}
 	lines = append(lines, jumpLines(dockerUser, f.user, wanted && user)...)
-	lines = append(lines, jumpLines("FORWARD", f.forward, instead)...)
+	lines = append(lines, jumpLines(forwardChain, f.forward, instead)...)
 	if len(want) == 0 && f.exists {
 		lines = append(lines, "-F "+eipnetForward, "-X "+eipnetForward)
 	}

@@ -117,7 +117,7 @@ func (d *DockerUser) Left(ctx context.Context) ([]string, error) {
 			continue
 		}
 		user, _, err := t.list(ctx, dockerUser)
-		forward, _, err2 := t.list(ctx, "FORWARD")
+		forward, _, err2 := t.list(ctx, forwardChain)
 		_, exists, err3 := t.list(ctx, eipnetForward)
 		if err := errors.Join(err, err2, err3); err != nil {
 			errs = append(errs, fmt.Errorf("looking into %s: %w", t.name, err))

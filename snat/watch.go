@@ -24,7 +24,7 @@ const (
 
 // Watch tells what others change in nftables, until ctx ends, and returns nil
 // then: tables is called when something of our tables was changed by another
-// process, accepts when DOCKER-USER or our chain beside it may have been. Both
+// process, accepts when DOCKER-USER, our chain beside it or FORWARD, which leads there, may have been. Both
 // are called when it begins to see changes, and again after it may have missed
 // some. A table that is owned cannot be changed by others; iptables-legacy
 // tells nothing. It watches the network namespace of the calling thread.
@@ -152,7 +152,7 @@ func (t *transaction) add(msg syscall.NetlinkMessage) (who author, ended bool) {
 	case table == tableName && (family == unix.NFPROTO_INET || family == unix.NFPROTO_BRIDGE):
 		t.tables = true
 	case table == "filter" && (family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6):
-		t.accepts = t.accepts || chain == dockerUser || chain == eipnetForward || kind == unix.NFT_MSG_DELTABLE
+		t.accepts = t.accepts || chain == dockerUser || chain == eipnetForward || chain == forwardChain || kind == unix.NFT_MSG_DELTABLE
 	}
 	return who, false
 }

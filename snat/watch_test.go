@@ -110,7 +110,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("told again: %v", wrote)
 	}
 	ns.run(t, "iptables -N DOCKER-USER")
-	for _, line := range []string{"iptables -A DOCKER-USER -j RETURN", "iptables -F DOCKER-USER", "iptables -N EIPNET-FORWARD", "iptables -X EIPNET-FORWARD"} {
+	for _, line := range []string{"iptables -A DOCKER-USER -j RETURN", "iptables -F DOCKER-USER", "iptables -F FORWARD", "iptables -P FORWARD DROP", "iptables -N EIPNET-FORWARD", "iptables -X EIPNET-FORWARD"} {
 		for len(w.accepts) > 0 {
 			<-w.accepts
 		}

@@ -4,122 +4,116 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/eipnet/eipnet/internal/reconcile"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
-// What ufw and firewalld write, as their programs do it, which need Python and
-// D-Bus and are not in the lab. ufw restores its chains beside those of others
-// and sets the policies; with MANAGE_BUILTINS=yes it flushes all others first.
-// firewalld has a table of its own that it replaces in one transaction, and
-// where somebody gave it rules for iptables, as Docker does, it empties
-// iptables' tables behind a policy of DROP.
-const (
-	ufwEnable = `for t in iptables ip6tables; do
-$t-restore -n <<EOF
-*filter
-:INPUT DROP
-:FORWARD DROP
-:OUTPUT ACCEPT
-:ufw-before-input -
-:ufw-before-forward -
-:ufw-reject-forward -
--A INPUT -j ufw-before-input
--A FORWARD -j ufw-before-forward
--A FORWARD -j ufw-reject-forward
--A ufw-before-input -i lo -j ACCEPT
--A ufw-before-input -p icmp -j ACCEPT
--A ufw-before-input -p ipv6-icmp -j ACCEPT
--A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-COMMIT
-EOF
-done
-`
-	ufwDisable = `for t in iptables ip6tables; do
-$t-restore -n <<EOF
-*filter
-:INPUT ACCEPT
-:FORWARD ACCEPT
-:OUTPUT ACCEPT
--D INPUT -j ufw-before-input
--D FORWARD -j ufw-before-forward
--D FORWARD -j ufw-reject-forward
--F ufw-before-input
--F ufw-before-forward
--F ufw-reject-forward
--X ufw-before-input
--X ufw-before-forward
--X ufw-reject-forward
-COMMIT
-EOF
-done
-`
-	ufwFlush       = "for t in iptables ip6tables; do $t -F; $t -X; done\n"
-	firewalldTable = `nft -f - <<EOF
-add table inet firewalld
-delete table inet firewalld
-table inet firewalld {
-	chain filter_INPUT { type filter hook input priority filter + 10; policy accept;
-		ct state { established, related } accept
-		iifname "lo" accept
-		meta l4proto { icmp, ipv6-icmp } accept
-		reject with icmpx admin-prohibited
-	}
-	chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;
-		ct state { established, related } accept
-		ct status dnat accept
-		iifname { "lo", ZONED } accept
-		ct state invalid drop
-		reject with icmpx admin-prohibited
-	}
-}
-EOF
-`
-	firewalldReload = `for t in iptables ip6tables; do
-for chain in INPUT FORWARD OUTPUT; do $t -P $chain DROP; done
-for table in raw mangle nat filter; do $t -t $table -F; $t -t $table -X; done
-for chain in INPUT FORWARD OUTPUT; do $t -P $chain ACCEPT; done
-done
-`
-)
+const dbusSocket = "/run/dbus/system_bus_socket"
 
 // TestFirewalls: whatever ufw and firewalld do to the host's rules, pins and
-// ports work again by themselves, and nothing leaves wrongly meanwhile. Of
-// firewalld's zones a bridge has to be told by its user: until then what its
-// containers begin is refused, and what is published answers.
+// ports work again by themselves, and nothing leaves wrongly meanwhile. Of the
+// bridge firewalld is told, unless its user has put it into a zone.
 func TestFirewalls(t *testing.T) {
-	r := up(t, lab.Config{Shape: lab.OneSubnet})
+	r := prepare(t, lab.Config{Shape: lab.OneSubnet})
+	r.on("mkdir", "-p", "/run/dbus")
+	r.beside("dbus-daemon", "--system", "--nofork", "--nopidfile")
+	r.eventually("D-Bus to be there", func() error {
+		_, err := r.Host.Run(t.Context(), "test", "-S", dbusSocket)
+		return err
+	})
+	firewalld := r.startFirewalld()
+	// Docker makes its zone where firewalld is there before it.
+	if err := r.RestartEngine(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.serve()
 	r.createNetwork()
 	r.run(t, "pinned", "--label", "eip.nic=eth1", "-p", "8090:8080")
 	r.run(t, "free", "-p", "8091:8080")
 	r.docker("exec", "-d", "pinned", "/app", "stream", lab.SiteAddr.String()+":7")
-	zoned := strings.NewReplacer("ZONED", `"`+bridge+`"`)
+
+	sh := func(script string) func() { return func() { r.on("sh", "-ec", script) } }
 	for _, step := range []struct {
-		name, script string
-		refused      bool // what containers begin
+		name    string
+		act     func()
+		refused bool   // what containers begin
+		zone    string // of the bridge; empty: firewalld is not there
 	}{
-		{"before", "true", false},
-		{"ufw enable", ufwEnable, false},
-		{"ufw reload", ufwDisable + ufwEnable, false},
-		{"ufw disable", ufwDisable, false},
-		{"ufw enable, MANAGE_BUILTINS=yes", ufwFlush + ufwEnable, false},
-		{"ufw reload, MANAGE_BUILTINS=yes", ufwFlush + ufwEnable, false},
-		{"ufw disable, MANAGE_BUILTINS=yes", ufwDisable + ufwFlush, false},
-		{"firewalld starts, the bridge in no zone", strings.Replace(firewalldTable, "ZONED", `"virbr0"`, 1), true},
-		{"firewall-cmd --zone=trusted --add-interface", zoned.Replace(firewalldTable), false},
-		{"firewall-cmd --reload", zoned.Replace(firewalldReload + firewalldTable), false},
-		{"firewalld stops", "nft delete table inet firewalld", false},
+		{"firewalld was there before", sh("true"), false, "docker"},
+		{"firewall-cmd --reload", sh("firewall-cmd --reload"), false, "docker"},
+		{"firewall-cmd --complete-reload", sh("firewall-cmd --complete-reload"), false, "docker"},
+		{"its user puts the bridge into zone drop", sh("firewall-cmd --zone=drop --change-interface=" + bridge), true, "drop"},
+		{"its user puts the bridge into zone trusted", sh("firewall-cmd --zone=trusted --change-interface=" + bridge), false, "trusted"},
+		{"eipnet is started anew", func() { r.stop(); r.serve() }, false, "trusted"},
+		{"firewalld stops", func() {
+			if err := firewalld.Stop(t.Context(), syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}, false, ""},
+		{"ufw enable", sh("ufw --force enable"), false, ""},
+		{"ufw reload", sh("ufw reload"), false, ""},
+		{"ufw disable", sh("ufw disable"), false, ""},
+		{"ufw enable, MANAGE_BUILTINS=yes", sh("sed -i s/^MANAGE_BUILTINS=.*/MANAGE_BUILTINS=yes/ /etc/default/ufw; ufw --force enable"), false, ""},
+		{"ufw reload, MANAGE_BUILTINS=yes", sh("ufw reload"), false, ""},
+		{"ufw disable, MANAGE_BUILTINS=yes", sh("ufw disable"), false, ""},
+		{"firewalld starts", func() { firewalld = r.startFirewalld() }, false, "docker"},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			r.resetSniffers()
-			r.on("sh", "-ec", step.script)
-			r.within(reconcile.MaxInterval+patience, "everything to work again", func() error { return r.worksBehind(t, step.refused) })
+			step.act()
+			r.within(reconcile.MaxInterval+patience, "everything to work again", func() error {
+				if err := r.inZone(step.zone); err != nil {
+					return err
+				}
+				return r.worksBehind(t, step.refused)
+			})
 			r.clean()
 		})
 	}
+	r.docker("rm", "-f", "pinned", "free")
+	r.docker("network", "rm", network)
+	r.eventually("firewalld to forget the bridge", func() error {
+		if out := r.on("firewall-cmd", "--list-interfaces", "--zone=docker"); strings.Contains(out, bridge) {
+			return fmt.Errorf("zone docker has %s", out)
+		}
+		return nil
+	})
+}
+
+// startFirewalld starts it and waits until it answers.
+func (r *rig) startFirewalld() *lab.Process {
+	r.t.Helper()
+	p := r.beside("firewalld", "--nofork", "--nopid")
+	r.eventually("firewalld to run", func() error {
+		_, err := r.Host.Run(r.t.Context(), "firewall-cmd", "--state")
+		return err
+	})
+	return p
+}
+
+// beside starts a program on the host that runs until the lab ends.
+func (r *rig) beside(name string, args ...string) *lab.Process {
+	r.t.Helper()
+	p, err := r.Host.Start(name, args...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// inZone compares the zone that firewalld has the bridge in; empty: there is no firewalld.
+func (r *rig) inZone(want string) error {
+	if want == "" {
+		return nil
+	}
+	got, err := r.Host.Run(r.t.Context(), "firewall-cmd", "--get-zone-of-interface="+bridge)
+	if err == nil && strings.TrimSpace(got) != want {
+		err = fmt.Errorf("the bridge is in zone %q, want %q", strings.TrimSpace(got), want)
+	}
+	return err
 }
 
 // worksBehind asks for what both containers do.

@@ -28,7 +28,7 @@ var engineRoots = map[string]engineRoot{
 	"28.5":  {"forky", "sid", []string{"docker.io", "docker-cli", "docker-compose"}},
 }
 
-var rootPackages = []string{"firewalld", "ufw", "iptables", "nftables", "iproute2", "conntrack", "ca-certificates", "iputils-ping", "procps"}
+var rootPackages = []string{"firewalld", "dbus", "libpam-systemd", "systemd-sysv", "ufw", "iptables", "nftables", "iproute2", "conntrack", "ca-certificates", "iputils-ping", "procps"}
 
 const (
 	cacheEnv = "EIPNET_LAB_CACHE"
