@@ -122,32 +122,29 @@ func (k *Keeper) Run(ctx context.Context) error {
 		wait := lookAgain
 		z, err := k.connect(ctx)
 		if z != nil {
-			err, wait = k.session(ctx, z), retry
+			k.session(ctx, z)
 			z.close()
-		}
-		if ctx.Err() == nil {
+			wait = retry
+		} else if ctx.Err() == nil {
 			k.report(err)
-			k.await(ctx, nil, wait)
 		}
+		k.await(ctx, nil, wait)
 	}
 	return nil
 }
 
 // session keeps them as long as the bus is there.
-func (k *Keeper) session(ctx context.Context, z zones) error {
-	for {
-		err := k.apply(ctx, z)
-		if ctx.Err() != nil {
-			return nil
-		}
-		k.report(err)
+func (k *Keeper) session(ctx context.Context, z zones) {
+	for more := true; more; {
 		wait := lookAgain
+		err := k.apply(ctx, z)
 		if err != nil {
 			wait = retry
 		}
-		if !k.await(ctx, z.changes(), wait) {
-			return nil
+		if ctx.Err() == nil {
+			k.report(err)
 		}
+		more = k.await(ctx, z.changes(), wait)
 	}
 }
 

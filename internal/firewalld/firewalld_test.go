@@ -157,7 +157,7 @@ func TestKeeperFails(t *testing.T) {
 		f.news, f.now = make(chan struct{}, 1), map[string]string{}
 		f.mu.Unlock()
 		close(before) // D-Bus is restarted
-		time.Sleep(2 * retry)
+		<-time.After(2 * retry)
 		want("another bus", map[string]string{"br1": "docker"})
 	})
 }

@@ -87,7 +87,7 @@ func vet(path string, log *slog.Logger) (*model.Problem, []string, error) {
 	// Who makes the file locks it a moment later, and fills it then.
 	for n := 0; n < emptyTries && err == nil && f != nil && isEmpty(f); n++ {
 		if err = f.Close(); err == nil {
-			time.Sleep(lockRetry)
+			<-time.After(lockRetry)
 			f, err = openLocked(path)
 		}
 	}
