@@ -38,7 +38,7 @@ type world struct {
 	health    map[string]model.Health
 	docker    map[string]model.Container // nil: has not answered yet
 	said      []model.Problem            // of Docker
-	log       bytes.Buffer
+	log       logBuffer
 	flushed   []netip.AddrPort
 	moved     []netip.Addr
 	flows     [][3]netip.Addr // translated ones: from, to, as
@@ -59,6 +59,24 @@ func (w *world) do(fn func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	fn()
+}
+
+// logBuffer is a log that is read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 func newWorld() *world {
