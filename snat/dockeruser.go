@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/eipnet/eipnet/internal/crash"
 )
 
 const (
@@ -136,6 +138,7 @@ func (d *DockerUser) Apply(ctx context.Context, bridges []string) (Outcome, erro
 			out.Absent = false
 		}
 		if wrote {
+			crash.Point(t.name)
 			out.Changed = true
 			d.log.Info("changed the accepts in DOCKER-USER", slog.String("tool", t.name), slog.Any("bridges", bridges))
 		}

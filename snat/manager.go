@@ -26,6 +26,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -251,6 +252,7 @@ func (m *Manager) flush(gen uint32) error {
 		return err
 	}
 	m.gen = gen + 1
+	crash.Point("table inet " + tableName)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 
 	"github.com/eipnet/eipnet/internal/plan"
@@ -292,6 +293,7 @@ func (m *Manager) flushSpoof(s *spoofTable, gen uint32) error {
 		s.forget()
 		return err
 	}
+	crash.Point("table bridge " + tableName)
 	if gen != 0 {
 		s.gen = gen + 1
 		if m.gen == gen {

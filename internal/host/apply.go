@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -32,6 +33,7 @@ type applying struct {
 func (a *applying) did(what string) {
 	a.changed = true
 	a.wrote = append(a.wrote, what)
+	crash.Point(what)
 }
 
 func (a *applying) fail(err error) { a.errs = append(a.errs, err) }

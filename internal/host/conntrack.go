@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -67,6 +68,7 @@ func (h *Host) flush(ctx context.Context, families map[model.Family]bool, match 
 		}
 	}
 	if total > 0 {
+		crash.Point("connections")
 		h.log.Info("connections flushed", slog.Int("count", total))
 	}
 	return total, errors.Join(errs...)

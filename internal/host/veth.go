@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/plan"
 )
 
@@ -82,12 +83,14 @@ func (h *Host) AddVeth(ctx context.Context, v Veth) error {
 	if err := h.handle.LinkAdd(pair); err != nil {
 		return fmt.Errorf("making veth %s: %w", v.Host, err)
 	}
+	crash.Point("veth " + v.Host)
 	// The kernel takes neither of these at creation. Hairpin: with br_netfilter
 	// a container's call to its own published address is translated on the
 	// bridge already, and has to go back out of the port that it came in by.
 	if err := errors.Join(h.handle.LinkSetAlias(pair, v.Alias), h.handle.LinkSetHairpin(pair, true)); err != nil {
 		return fmt.Errorf("setting up veth %s: %w", v.Host, errors.Join(err, h.handle.LinkDel(pair)))
 	}
+	crash.Point("mode of " + v.Host)
 	h.log.Debug("veth made", slog.String("link", v.Host), slog.String("bridge", v.Bridge))
 	return nil
 }
@@ -231,6 +234,7 @@ func (h *Host) DeleteLink(ctx context.Context, name string) error {
 	if err := h.handle.LinkDel(l); err != nil && !errors.Is(err, syscall.ENODEV) {
 		return fmt.Errorf("deleting link %s: %w", name, err)
 	}
+	crash.Point("deleted " + name)
 	h.log.Debug("link deleted", slog.String("link", name))
 	return nil
 }

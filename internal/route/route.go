@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -216,6 +217,7 @@ type pass struct {
 func (p *pass) did(what string) {
 	p.wrote = true
 	p.Manager.wrote = append(p.Manager.wrote, what)
+	crash.Point(what)
 }
 
 func (p *pass) fail(err error) { p.errs = append(p.errs, err) }

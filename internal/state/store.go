@@ -11,6 +11,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -328,6 +329,7 @@ func (s *Store) write(bucket string, records map[string][]byte, d digest) error 
 	})
 	s.writes++
 	if err == nil {
+		crash.Point("state file: " + bucket)
 		return nil
 	}
 	err = fmt.Errorf("writing state file %s: %w", s.path, err)

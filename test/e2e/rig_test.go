@@ -118,13 +118,16 @@ func (r *rig) spawn() {
 	r.daemon = p
 }
 
-// launch starts the daemon from any goroutine.
-func (r *rig) launch() (*lab.Process, error) {
-	args := []string{"serve", "--log-level", "debug"}
+// launch starts the daemon from any goroutine; program is how, if not by its name.
+func (r *rig) launch(program ...string) (*lab.Process, error) {
+	args := append(program, "serve", "--log-level", "debug")
+	if len(program) == 0 {
+		args = append([]string{"eipnet"}, args...)
+	}
 	for _, nic := range []string{"eth0", "eth1", "eth2"} {
 		args = append(args, "--eip", fmt.Sprintf("%v=%v", r.EIP(nic), r.Addr(nic)))
 	}
-	return r.Host.Start("eipnet", append(args, r.args...)...)
+	return r.Host.Start(args[0], append(args[1:], r.args...)...)
 }
 
 // serve starts the daemon and waits until it answers.
