@@ -85,6 +85,22 @@ func TestCgroupTable(t *testing.T) {
 	holds(t, ns, fw)
 }
 
+// TestCgroupLevelGone: the chain is written once when the last container on a level is gone, and not in every
+// pass from then on.
+func TestCgroupLevelGone(t *testing.T) {
+	needCgroups(t)
+	ns := newNamespace(t)
+	m := newManager(t, ns)
+	fw := grouped()
+	apply(t, m, fw, true, true)
+	for len(fw.Groups) > 0 {
+		fw.Groups = fw.Groups[:len(fw.Groups)-1]
+		apply(t, m, fw, true, true)
+		apply(t, m, fw, true, false)
+		holds(t, ns, fw)
+	}
+}
+
 // TestCgroupRules: the checksum of each rule is that of the golden file, on
 // kernels that cannot show it, too.
 func TestCgroupRules(t *testing.T) {

@@ -14,9 +14,10 @@ import (
 
 // delta returns both firewalls without the sources and ports that they have in
 // common. It reports false where the whole has to be looked at: when the NICs
-// differ, which sources refer to, or when a key is in a list twice.
+// differ, which sources refer to, or when a key is in a list twice. The same with
+// levels of cgroups, as chains are not remembered by halves.
 func delta(last, next plan.Firewall) (before, after plan.Firewall, ok bool) {
-	if last.Mask != next.Mask || last.Cgroups != next.Cgroups || !slices.Equal(last.NICs, next.NICs) ||
+	if last.Mask != next.Mask || last.Cgroups != next.Cgroups || !slices.Equal(last.NICs, next.NICs) || !slices.Equal(levels(last), levels(next)) ||
 		!ascending(next.Sources, bySource) || !unique(next.Forwards, byForward) {
 		return last, next, false
 	}

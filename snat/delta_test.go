@@ -73,6 +73,11 @@ func TestDeltaRefuses(t *testing.T) {
 	if _, _, ok := delta(sample(), sample()); !ok {
 		t.Error("equal firewalls are not comparable")
 	}
+	fw := grouped()
+	fw.Groups = fw.Groups[:2] // none on level 3
+	if _, _, ok := delta(grouped(), fw); ok {
+		t.Error("another level of cgroups: compared in part")
+	}
 }
 
 // TestPruneAfterKeeping: a pass without prune leaves what is not in its

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,9 @@ const (
 	// initialCgroups is what the namespace of the host itself is called, on every
 	// kernel (PROC_CGROUP_INIT_INO).
 	initialCgroups = "cgroup:[4026531835]"
+	// cgroupPatience is for how long a running container without a cgroup is no
+	// news: it has ended, and Docker tells of that when all is cleared away.
+	cgroupPatience = 5 * time.Second
 )
 
 // NoCgroups tells why containers' cgroups cannot be found and told to nftables;
@@ -54,18 +58,20 @@ func checkCgroups(root, namespace string) error {
 type cgroups struct {
 	root string
 
-	mu    sync.Mutex
-	paths map[string]string // by container id, below root
+	mu     sync.Mutex
+	paths  map[string]string    // by container id, below root
+	missed map[string]time.Time // since when a running one has none, by container id
 }
 
 // Cgroups finds those of the containers that have one now, by container id. For
 // one that runs and has it in an unusual place the whole hierarchy is searched.
+// The zero Cgroup is that of one that may have ended just now.
 func (h *Host) Cgroups(strays []model.Stray) map[string]model.Cgroup { return h.cgroups.find(strays) }
 
 func (c *cgroups) find(strays []model.Stray) map[string]model.Cgroup {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out, paths := make(map[string]model.Cgroup), make(map[string]string)
+	out, paths, missed := make(map[string]model.Cgroup), make(map[string]string), make(map[string]time.Time)
 	for _, s := range strays {
 		id := s.Container.ID
 		if !isContainerID(id) {
@@ -81,13 +87,21 @@ func (c *cgroups) find(strays []model.Stray) map[string]model.Cgroup {
 		if _, ok := out[id]; ok || !s.Running {
 			continue
 		}
-		if found := c.search(id); len(found) == 1 { // of two nobody knows which one it is
+		switch found := c.search(id); len(found) {
+		case 0:
+			if missed[id] = c.missed[id]; missed[id].IsZero() {
+				missed[id] = time.Now()
+			}
+			if time.Since(missed[id]) < cgroupPatience {
+				out[id] = model.Cgroup{}
+			}
+		case 1: // of two nobody knows which one it is
 			if group, ok := c.at(found[0]); ok {
 				out[id], paths[id] = group, found[0]
 			}
 		}
 	}
-	c.paths = paths
+	c.paths, c.missed = paths, missed
 	return out
 }
 

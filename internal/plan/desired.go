@@ -19,7 +19,8 @@ type Snapshot struct {
 	Networks  []model.Network
 	Endpoints []model.Endpoint
 	Strays    []model.Stray
-	// Cgroups are those of strays on the host's network, by container id, as far as they are there.
+	// Cgroups are those of strays on the host's network, by container id, as far as they are there. The zero
+	// one is that of a container that may have ended just now.
 	Cgroups map[string]model.Cgroup
 	// HostPinned: there was a pin on the host's network before, whose connections may outlive it.
 	HostPinned bool

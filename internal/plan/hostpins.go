@@ -24,10 +24,11 @@ func (c *compute) decideHost() []HostPin {
 		if s.Mode != hostNetwork {
 			continue
 		}
-		group, ok := c.in.Cgroups[s.Container.ID]
-		if ok {
+		switch group, ok := c.in.Cgroups[s.Container.ID]; {
+		case ok && group == model.Cgroup{}:
+		case ok:
 			out = append(out, HostPin{Container: s.Container, Cgroup: group, Pin: c.decideOnHost(s.Container)})
-		} else if s.Running {
+		case s.Running:
 			c.problem(model.CodeNoEndpoint, model.Failure, s.Container.Name, "it is not pinned: it has the host's network, and its cgroup is not to be found below /sys/fs/cgroup",
 				"restart it with Docker's own cgroup parent, or put it on a bridge or eipnet network")
 		}

@@ -47,6 +47,7 @@ func TestHostPins(t *testing.T) {
 		{name: "no selector", labels: []string{"eip.except=10.0.0.0/8"}, state: plan.StateUnpinned},
 		{name: "its image cannot be read", edit: func(in *plan.Snapshot) { in.Strays[0].Container.Known = false }, state: plan.StatePending, problem: "labels are not known yet"},
 		{name: "no cgroup", labels: []string{"eip.nic=eth1"}, edit: func(in *plan.Snapshot) { in.Cgroups = nil }, problem: "its cgroup is not to be found"},
+		{name: "it may have ended", labels: []string{"eip.nic=eth1"}, edit: func(in *plan.Snapshot) { in.Cgroups["c1"] = model.Cgroup{} }},
 		{
 			name: "not started yet", labels: []string{"eip.nic=eth1"},
 			edit: func(in *plan.Snapshot) { in.Cgroups, in.Strays[0].Running = nil, false },

@@ -160,14 +160,21 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, shape := range []Shape{OneSubnet, ThreeSubnets} {
-		t.Run(shape.String(), func(t *testing.T) {
-			l := Start(t, Config{Shape: shape, Engine: testEngine()})
+	for name, cfg := range map[string]Config{
+		"one":     {Engine: testEngine()},
+		"three":   {Engine: testEngine(), Shape: ThreeSubnets},
+		"unified": {Engine: testEngine(), Unified: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := Start(t, cfg)
 			if err := l.BuildImage(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := l.Docker(t.Context(), "run", "-d", "-p", "8090:8080", Image); err != nil {
 				t.Fatal(err)
+			}
+			if v, err := l.Docker(t.Context(), "info", "--format", "{{.CgroupVersion}}"); err != nil || cfg.Unified && v != "2" {
+				t.Errorf("version of cgroups %q, %v", v, err)
 			}
 			if len(cgroupsOf(t, l.cgroup())) == 0 {
 				t.Error("the container has no cgroup below the lab's: nothing would be proved")

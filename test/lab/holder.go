@@ -17,9 +17,11 @@ const initEnv = "EIPNET_LAB_INIT"
 
 // holderSpec is what the holder is told.
 type holderSpec struct {
-	Dir  string // the lab's folder
-	Root string // the engine's root, never written to; empty: the machine's own root
-	DNS  string
+	Dir     string // the lab's folder
+	Root    string // the engine's root, never written to; empty: the machine's own root
+	DNS     string
+	Cgroups string // what of the machine's the host has as /sys/fs/cgroup
+	Unified bool   // that is the hierarchy of cgroups version 2
 }
 
 // Descriptors that the holder inherits.
@@ -96,7 +98,7 @@ func (s holderSpec) setUp() error {
 	}
 	cgroups := filepath.Join(s.Dir, "cgroup")
 	const noDev = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	steps = append([]mountStep{{"/sys/fs/cgroup", cgroups, "", unix.MS_BIND | unix.MS_REC, ""}}, steps...)
+	steps = append([]mountStep{{s.Cgroups, cgroups, "", unix.MS_BIND | unix.MS_REC, ""}}, steps...)
 	steps = append(steps,
 		mountStep{"proc", filepath.Join(root, "proc"), "proc", noDev, ""},
 		mountStep{"sysfs", filepath.Join(root, "sys"), "sysfs", noDev, ""},
@@ -114,6 +116,11 @@ func (s holderSpec) setUp() error {
 	if err := unix.Unmount(cgroups, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmounting %s: %w", cgroups, err)
 	}
+	if s.Unified {
+		if err := keepControllers(filepath.Join(root, "sys/fs/cgroup")); err != nil {
+			return err
+		}
+	}
 	if s.Root != "" {
 		if err := pivot(root); err != nil {
 			return err
@@ -124,6 +131,21 @@ func (s holderSpec) setUp() error {
 		return fmt.Errorf("making mounts shared: %w", err)
 	}
 	return s.files()
+}
+
+// enabledControllers is the file of a cgroup that says which controllers those below it have.
+const enabledControllers = "cgroup.subtree_control"
+
+// keepControllers keeps runc from enabling controllers for all cgroups of the machine, which it would
+// leave so. It goes on without.
+func keepControllers(root string) error {
+	file := filepath.Join(root, enabledControllers)
+	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY} {
+		if err := unix.Mount(file, file, "", flags, ""); err != nil {
+			return fmt.Errorf("making %s read-only: %w", file, err)
+		}
+	}
+	return nil
 }
 
 // engineRoot lays an overlay over the cached root. The engine's data is a plain folder under it, so that

@@ -37,7 +37,11 @@ const holderTimeout = 30 * time.Second
 // startHost starts the holder. It is started from, and lives no longer than, a locked thread: the kernel
 // ties the parent-death signal to the thread that forked.
 func startHost(l *Lab, root string) (*Host, error) {
-	spec := holderSpec{Dir: l.dir, Root: root, DNS: SiteAddr.String()}
+	cgroups, err := cgroupSource(l.cfg.Unified)
+	if err != nil {
+		return nil, err
+	}
+	spec := holderSpec{Dir: l.dir, Root: root, DNS: SiteAddr.String(), Cgroups: cgroups, Unified: l.cfg.Unified}
 	for _, dir := range spec.folders() {
 		if err := os.MkdirAll(filepath.Join(l.dir, dir), 0o755); err != nil {
 			return nil, fmt.Errorf("making the lab's folders: %w", err)

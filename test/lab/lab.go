@@ -27,6 +27,10 @@ type Config struct {
 	// ExtraAddrs gives NICs more addresses, which the fabric accepts from them and delivers to them. A
 	// single address (/32, /128) is enough where the subnet is that of the first one.
 	ExtraAddrs map[string][]netip.Prefix
+	// Unified gives the host the machine's hierarchy of cgroups version 2 as /sys/fs/cgroup, without those of
+	// version 1, as current distributions have it. It has the controllers that the machine has enabled there,
+	// which may be none; the host cannot enable any.
+	Unified bool
 	// Mirror overrides where engines' roots come from: the machine's own apt source by default.
 	Mirror string
 	// Log gets progress of what takes long; may be nil.

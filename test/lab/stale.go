@@ -126,19 +126,39 @@ func removeTree(top string) error {
 }
 
 // cgroupRoots lists where the machine's cgroup hierarchies are mounted.
-func cgroupRoots() ([]string, error) {
+func cgroupRoots() ([]string, error) { return mountsOf("cgroup", "cgroup2") }
+
+// cgroupSource is the folder of the machine that is the host's /sys/fs/cgroup.
+func cgroupSource(unified bool) (string, error) {
+	if !unified {
+		return "/sys/fs/cgroup", nil
+	}
+	// Bound, and not mounted anew: that would change the options of the machine's mount.
+	roots, err := mountsOf("cgroup2")
+	if err == nil && len(roots) == 0 {
+		err = errors.New("the machine has none mounted")
+	}
+	if err != nil {
+		return "", fmt.Errorf("looking for cgroups version 2: %w", err)
+	}
+	return roots[0], nil
+}
+
+// mountsOf lists where the machine has file systems of these kinds.
+func mountsOf(kinds ...string) ([]string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var roots []string
+	var targets []string
 	for in := bufio.NewScanner(f); in.Scan(); {
 		before, after, ok := strings.Cut(in.Text(), " - ")
 		fields := strings.Fields(before)
-		if ok && len(fields) > 4 && (strings.HasPrefix(after, "cgroup ") || strings.HasPrefix(after, "cgroup2 ")) {
-			roots = append(roots, fields[4])
+		kind, _, _ := strings.Cut(after, " ")
+		if ok && len(fields) > 4 && slices.Contains(kinds, kind) {
+			targets = append(targets, fields[4])
 		}
 	}
-	return roots, nil
+	return targets, nil
 }

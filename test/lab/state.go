@@ -141,8 +141,8 @@ func sysctls() (string, error) {
 	return b.String(), nil
 }
 
-// MachineState describes the machine that the lab runs on: its own network namespace, mounts, packages
-// and units. A lab must not change it.
+// MachineState describes the machine that the lab runs on: its own network namespace, mounts, packages,
+// units, and controllers of cgroups. A lab must not change it.
 func MachineState(ctx context.Context) (string, error) {
 	queries := append(netQueries(),
 		query{[]string{"dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n"}, true, nil},
@@ -162,5 +162,16 @@ func MachineState(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("describing the machine: %w", err)
 	}
 	b.WriteString(text)
+	roots, err := mountsOf("cgroup2")
+	if err != nil {
+		return "", fmt.Errorf("describing the machine: %w", err)
+	}
+	for _, root := range roots {
+		enabled, err := os.ReadFile(filepath.Join(root, enabledControllers))
+		if err != nil {
+			return "", fmt.Errorf("describing the machine: %w", err)
+		}
+		fmt.Fprintf(&b, "## controllers of %s\n%s\n", root, enabled)
+	}
 	return b.String(), nil
 }

@@ -62,6 +62,9 @@ func missing(cfg Config) string {
 			return "it needs the program " + tool
 		}
 	}
+	if _, err := cgroupSource(cfg.Unified); err != nil {
+		return err.Error()
+	}
 	return ""
 }
 

@@ -61,6 +61,7 @@ func command() *cobra.Command {
 	}
 	up.Flags().StringVar(&o.cfg.Engine, "engine", "", "Docker Engine on the host: "+engines)
 	up.Flags().BoolVar(&o.legs, "legs", false, "add the VPN leg and the static client")
+	up.Flags().BoolVar(&o.cfg.Unified, "unified", false, "give the host cgroups of version 2 only")
 	up.Flags().BoolVar(&o.image, "image", true, "with an engine: build the lab's image "+lab.Image)
 	rootfs.Flags().StringVar(&o.cfg.Engine, "engine", "", "which: "+engines)
 	root.AddCommand(up, check, rootfs)
