@@ -22,6 +22,8 @@ const (
 	// initialCgroups is what the namespace of the host itself is called, on every
 	// kernel (PROC_CGROUP_INIT_INO).
 	initialCgroups = "cgroup:[4026531835]"
+	// inContainer is what eipnet in a container needs to see the host's cgroups.
+	inContainer = "eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root; the managed plugin cannot"
 	// cgroupPatience is for how long a running container without a cgroup is no
 	// news: it has ended, and Docker tells of that when all is cleared away.
 	cgroupPatience = 5 * time.Second
@@ -38,7 +40,7 @@ func (h *Host) NoCgroups() error {
 func checkCgroups(root, namespace string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(root, &st); err != nil {
-		return fmt.Errorf("looking at %s: %w", root, err)
+		return fmt.Errorf("looking at %s: %w (%s)", root, err, inContainer)
 	}
 	if st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return fmt.Errorf("%s is no hierarchy of cgroups version 2 (boot with systemd.unified_cgroup_hierarchy=1)", root)
@@ -48,7 +50,7 @@ func checkCgroups(root, namespace string) error {
 		return fmt.Errorf("reading the cgroup namespace: %w", err)
 	}
 	if name != initialCgroups {
-		return errors.New("eipnet is in a cgroup namespace of its own (run its container with --cgroupns host)")
+		return fmt.Errorf("eipnet is in a cgroup namespace of its own (%s)", inContainer)
 	}
 	return nil
 }

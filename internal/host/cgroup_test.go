@@ -120,7 +120,7 @@ func TestCheckCgroups(t *testing.T) {
 		}
 	}
 	check(t.TempDir(), namespace, "no hierarchy of cgroups version 2")
-	check(filepath.Join(t.TempDir(), "gone"), namespace, "no such file")
+	check(filepath.Join(t.TempDir(), "gone"), namespace, "no such file or directory (eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root")
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var st unix.Statfs_t
 		if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
