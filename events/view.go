@@ -209,5 +209,5 @@ func (x index) stray(l listed) (string, bool) {
 		}
 		return "container:" + other, true
 	}
-	return l.mode, l.mode == "host" || l.mode == "none"
+	return l.mode, l.mode == model.ModeHost || l.mode == "none"
 }

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -27,6 +26,10 @@ const (
 	// cgroupPatience is for how long a running container without a cgroup is no
 	// news: it has ended, and Docker tells of that when all is cleared away.
 	cgroupPatience = 5 * time.Second
+	// searchAgain is for how long nothing is searched for that was not found: the
+	// hierarchy may be large, and passes are frequent. With the patience over,
+	// one more search has been in vain.
+	searchAgain = cgroupPatience
 )
 
 // NoCgroups tells why containers' cgroups cannot be found and told to nftables;
@@ -61,22 +64,29 @@ type cgroups struct {
 	root string
 
 	mu     sync.Mutex
-	paths  map[string]string    // by container id, below root
-	missed map[string]time.Time // since when a running one has none, by container id
+	paths  map[string]string // by container id, below root
+	missed map[string]missed // running ones that have none, by container id
 }
 
-// Cgroups finds those of the containers that have one now, by container id. For
-// one that runs and has it in an unusual place the whole hierarchy is searched.
-// The zero Cgroup is that of one that may have ended just now.
+// missed is what is remembered of searches in vain.
+type missed struct {
+	since, searched time.Time
+	several         bool // nobody knows which one it is
+}
+
+// Cgroups finds those of the containers on the host's network that have one now,
+// by container id. For one that runs and has it in an unusual place the whole
+// hierarchy is searched, and again after some seconds if that was in vain. The
+// zero Cgroup is that of one that may have ended just now.
 func (h *Host) Cgroups(strays []model.Stray) map[string]model.Cgroup { return h.cgroups.find(strays) }
 
 func (c *cgroups) find(strays []model.Stray) map[string]model.Cgroup {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out, paths, missed := make(map[string]model.Cgroup), make(map[string]string), make(map[string]time.Time)
+	out, paths, still := make(map[string]model.Cgroup), make(map[string]string), make(map[string]missed)
 	for _, s := range strays {
 		id := s.Container.ID
-		if !isContainerID(id) {
+		if s.Mode != model.ModeHost || !isContainerID(id) {
 			continue
 		}
 		usual := []string{c.paths[id], "system.slice/" + scope(id), "docker/" + id}
@@ -89,21 +99,26 @@ func (c *cgroups) find(strays []model.Stray) map[string]model.Cgroup {
 		if _, ok := out[id]; ok || !s.Running {
 			continue
 		}
-		switch found := c.search(id); len(found) {
-		case 0:
-			if missed[id] = c.missed[id]; missed[id].IsZero() {
-				missed[id] = time.Now()
+		m, again := c.missed[id]
+		if now := time.Now(); !again || now.Sub(m.searched) >= searchAgain {
+			found := c.search(id)
+			if len(found) == 1 {
+				if group, ok := c.at(found[0]); ok {
+					out[id], paths[id] = group, found[0]
+					continue
+				}
 			}
-			if time.Since(missed[id]) < cgroupPatience {
-				out[id] = model.Cgroup{}
-			}
-		case 1: // of two nobody knows which one it is
-			if group, ok := c.at(found[0]); ok {
-				out[id], paths[id] = group, found[0]
+			m.searched, m.several = now, len(found) > 1
+			if !again {
+				m.since = now
 			}
 		}
+		still[id] = m
+		if !m.several && time.Since(m.since) < cgroupPatience {
+			out[id] = model.Cgroup{}
+		}
 	}
-	c.paths, c.missed = paths, missed
+	c.paths, c.missed = paths, still
 	return out
 }
 

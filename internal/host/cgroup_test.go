@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ func TestCgroups(t *testing.T) {
 		dirs    []string
 		users   string // a directory that is not root's
 		id      string
+		mode    string
 		stopped bool
 		want    string
 		level   int
@@ -39,6 +41,7 @@ func TestCgroups(t *testing.T) {
 		{name: "within another container", dirs: []string{"docker/" + other + "/docker/" + id, "system.slice/docker-" + other + ".scope/" + id}},
 		{name: "a user's", dirs: []string{"user.slice/" + id}, users: "user.slice/" + id},
 		{name: "a user's beside the container's", dirs: []string{"user.slice/" + id, "mine/" + id}, users: "user.slice/" + id, want: "mine/" + id, level: 2},
+		{name: "not on the host's network", dirs: []string{"docker/" + id, "mine/" + id}, mode: "none"},
 		{name: "no id", dirs: []string{"docker/a1"}, id: "a1"},
 		{name: "a path for an id", dirs: []string{"docker/a1"}, id: "../docker/a1"},
 	} {
@@ -57,6 +60,9 @@ func TestCgroups(t *testing.T) {
 			if tc.id == "" {
 				tc.id = id
 			}
+			if tc.mode == "" {
+				tc.mode = model.ModeHost
+			}
 			want := map[string]model.Cgroup{}
 			if tc.want != "" {
 				var st unix.Stat_t
@@ -65,7 +71,7 @@ func TestCgroups(t *testing.T) {
 				}
 				want[tc.id] = model.Cgroup{ID: st.Ino, Level: tc.level}
 			}
-			strays := []model.Stray{{Container: model.Container{ID: tc.id}, Mode: "host", Running: !tc.stopped}}
+			strays := []model.Stray{{Container: model.Container{ID: tc.id}, Mode: tc.mode, Running: !tc.stopped}}
 			for _, when := range []string{"first", "again"} {
 				got := c.find(strays)
 				maps.DeleteFunc(got, func(_ string, g model.Cgroup) bool { return g == model.Cgroup{} }) // see TestCgroupGone
@@ -90,20 +96,82 @@ func TestCgroups(t *testing.T) {
 // so. That is no news, and one that never gets any is.
 func TestCgroupGone(t *testing.T) {
 	id := strings.Repeat("a1", 32)
-	strays := []model.Stray{{Container: model.Container{ID: id}, Mode: "host", Running: true}}
+	strays := []model.Stray{{Container: model.Container{ID: id}, Mode: model.ModeHost, Running: true}}
 	c := cgroups{root: t.TempDir()}
 	for range 2 {
 		if group, ok := c.find(strays)[id]; !ok || group != (model.Cgroup{}) {
 			t.Errorf("at first: %v, %v; want one of which nobody knows", group, ok)
 		}
 	}
-	c.missed[id] = c.missed[id].Add(-cgroupPatience)
+	c.age(id, cgroupPatience)
 	if got := c.find(strays); len(got) > 0 {
 		t.Errorf("after a while: %v, want none", got)
 	}
 	strays[0].Running = false
 	if got := c.find(strays); len(got)+len(c.missed) > 0 {
 		t.Errorf("ended: %v, remembered: %v", got, c.missed)
+	}
+}
+
+// age makes a search in vain as much older.
+func (c *cgroups) age(id string, by time.Duration) {
+	m := c.missed[id]
+	m.since, m.searched = m.since.Add(-by), m.searched.Add(-by)
+	c.missed[id] = m
+}
+
+// TestCgroupSearch: what was searched for in vain is not searched for in every
+// pass, but found in the usual place at once, and anew after a restart.
+func TestCgroupSearch(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("directories have to be root's")
+	}
+	id := strings.Repeat("a1", 32)
+	stray := model.Stray{Container: model.Container{ID: id}, Mode: model.ModeHost, Running: true}
+	unusual, usual := "mine/"+id, "docker/"+id
+	for _, tc := range []struct {
+		name string
+		dirs []string // while it was searched for
+		then string   // the one that is there afterwards
+		act  func(c *cgroups)
+		want string
+	}{
+		{name: "at once", then: unusual},
+		{name: "at once, in the usual place", then: usual, want: usual},
+		{name: "after some seconds", then: unusual, act: func(c *cgroups) { c.age(id, searchAgain) }, want: unusual},
+		{name: "after a restart", then: unusual, want: unusual, act: func(c *cgroups) {
+			ended := stray
+			ended.Running = false
+			c.find([]model.Stray{ended})
+		}},
+		{name: "two, of which one stays", dirs: []string{"other/" + id, unusual}, then: unusual},
+		{name: "two, of which one stays, after some seconds", dirs: []string{"other/" + id, unusual}, then: unusual, want: unusual,
+			act: func(c *cgroups) { c.age(id, searchAgain) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := cgroups{root: t.TempDir()}
+			for _, d := range tc.dirs {
+				if err := os.MkdirAll(filepath.Join(c.root, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.find([]model.Stray{stray})
+			for _, d := range tc.dirs {
+				if err := os.Remove(filepath.Join(c.root, d)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.MkdirAll(filepath.Join(c.root, tc.then), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if tc.act != nil {
+				tc.act(&c)
+			}
+			c.find([]model.Stray{stray})
+			if got := c.paths[id]; got != tc.want {
+				t.Errorf("found %q, want %q", got, tc.want)
+			}
+		})
 	}
 }
 

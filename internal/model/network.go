@@ -103,9 +103,12 @@ type Container struct {
 // can have an effect on the host's network only.
 type Stray struct {
 	Container Container
-	Mode      string // "host", "none" or "container:ID"
+	Mode      string // ModeHost, "none" or "container:ID"
 	Running   bool   // its start is over
 }
+
+// ModeHost is the network mode of a container that has the host's network.
+const ModeHost = "host"
 
 // Cgroup is a control group of the hierarchy of version 2.
 type Cgroup struct {

@@ -17,8 +17,9 @@ var (
 
 // Resolve finds the NIC that a selector names and, for selectors by address,
 // which of its addresses (zero: its first). eips maps public to private
-// addresses; an EIP is taken where an address is asked for, too. NIC names are compared exactly first and then without case, as
-// Docker's CLI lower-cases endpoint options.
+// addresses; an EIP is taken where an address is asked for, too. NIC names are
+// compared exactly first and then without case, as Docker's CLI lower-cases
+// endpoint options.
 func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Addr, error) {
 	addr := s.Addr
 	cause := ErrNoNIC
@@ -47,11 +48,11 @@ func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Ad
 		fallthrough
 	case ByIP:
 		cause = ErrNoAddress
-		if n, ok := h.nicWith(addr); ok {
+		if n, ok := h.NICWith(addr); ok {
 			return n, addr, nil
 		}
 		if private, ok := eips[addr]; ok {
-			if n, ok := h.nicWith(private); ok {
+			if n, ok := h.NICWith(private); ok {
 				return n, private, nil
 			}
 		}
@@ -59,7 +60,8 @@ func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Ad
 	return NIC{}, netip.Addr{}, fmt.Errorf("%v: %w; NICs of this host: %s", s, cause, h.NICList())
 }
 
-func (h Host) nicWith(a netip.Addr) (NIC, bool) {
+// NICWith finds the NIC that has the address.
+func (h Host) NICWith(a netip.Addr) (NIC, bool) {
 	i := slices.IndexFunc(h.NICs, func(n NIC) bool { return n.Has(a) })
 	if i < 0 {
 		return NIC{}, false

@@ -209,9 +209,9 @@ func (c *compute) strays() {
 	for _, s := range c.in.Strays {
 		fix, why := "put it on a bridge or eipnet network", "its network mode is "+s.Mode
 		switch {
-		case s.Mode == hostNetwork && (c.in.Settings.Cgroups || !s.Container.Known):
+		case s.Mode == model.ModeHost && (c.in.Settings.Cgroups || !s.Container.Known):
 			continue // see decideHost; or nobody knows whether the labels are its own
-		case s.Mode == hostNetwork:
+		case s.Mode == model.ModeHost:
 			fix += "; a program of the host lives on one NIC by package nicdial, or eipnet exec (docs/programs.md)"
 			if c.in.Settings.NoCgroups != "" {
 				why += ", and containers there cannot be told from the host's programs: " + c.in.Settings.NoCgroups

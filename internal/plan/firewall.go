@@ -16,6 +16,9 @@ func (c *compute) firewall(ports []Port) Firewall {
 	if fw.Cgroups = len(c.hostPins) > 0 || c.in.Settings.Cgroups && c.in.HostPinned; fw.Cgroups {
 		c.groups(&fw)
 	}
+	if fw.Cgroups || len(c.nets) > 0 {
+		fw.Inside, fw.Except = c.insideLinks(), slices.Clone(c.in.Settings.Except)
+	}
 	if len(c.nets) == 0 {
 		// The guard and its sets watch over endpoints; without networks the
 		// table is an empty skeleton.
@@ -57,13 +60,7 @@ func (c *compute) firewall(ports []Port) Firewall {
 	slices.Sort(fw.Ours)
 	slices.Sort(fw.Apart)
 	slices.SortFunc(fw.OurSubnets, netip.Prefix.Compare)
-	fw.Inside = c.inner()
 	slices.SortFunc(fw.Local, netip.Addr.Compare)
-	if len(fw.Local) > 0 {
-		fw.Inside = append(fw.Inside, loopback)
-	}
-	slices.Sort(fw.Inside)
-	fw.Except = slices.Clone(c.in.Settings.Except)
 	fw.Own = append(fw.Own, c.judged()...)
 	slices.SortFunc(fw.Own, netip.Prefix.Compare)
 	fw.Sources, fw.ExceptBy = c.sources()
@@ -82,11 +79,15 @@ func (c *compute) firewall(ports []Port) Firewall {
 	return fw
 }
 
-// inner lists the names of all container bridges.
-func (c *compute) inner() []string {
+// insideLinks lists the names of all container bridges, and the loopback where
+// programs of the host have addresses.
+func (c *compute) insideLinks() []string {
 	var out []string
 	for _, b := range c.bridges() {
 		out = append(out, b.Name)
+	}
+	if slices.ContainsFunc(c.nets, func(n model.Network) bool { return n.Local }) {
+		out = append(out, loopback)
 	}
 	slices.Sort(out)
 	return out
@@ -145,7 +146,7 @@ func (c *compute) sources() ([]Source, []Exception) {
 	except := make(map[netip.Addr][]netip.Prefix)
 	for i, e := range c.in.Endpoints {
 		n := c.networks[e.NetworkID]
-		if n.Internal || n.Local && c.nicWith(n.Gateway4) != "" {
+		if n.Internal || c.hasNICsAddress(n) {
 			continue // nothing of an internal network leaves the host, and a NIC's address is the host's
 		}
 		p := c.pins[i]

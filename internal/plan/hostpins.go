@@ -9,9 +9,6 @@ import (
 	"github.com/eipnet/eipnet/internal/model"
 )
 
-// hostNetwork is the network mode of a container that has the host's network.
-const hostNetwork = "host"
-
 // decideHost decides about containers on the host's network, where they can be
 // told from the host's own programs: by their cgroup. One that does not run has
 // none, and nothing is to be decided yet.
@@ -21,7 +18,7 @@ func (c *compute) decideHost() []HostPin {
 	}
 	var out []HostPin
 	for _, s := range c.in.Strays {
-		if s.Mode != hostNetwork {
+		if s.Mode != model.ModeHost {
 			continue
 		}
 		switch group, ok := c.in.Cgroups[s.Container.ID]; {
@@ -75,7 +72,6 @@ func (c *compute) heldOnHost(e model.Endpoint, p Pin, why, fix string) Pin {
 
 // groups adds what the firewall does about containers on the host's network.
 func (c *compute) groups(fw *Firewall) {
-	fw.Inside, fw.Except = c.inner(), slices.Clone(c.in.Settings.Except)
 	for _, p := range c.hostPins {
 		g := Group{Cgroup: p.Cgroup, Verdict: Blocked}
 		switch id := c.ids[p.NIC]; {

@@ -138,8 +138,8 @@ func (c *compute) clash(e model.Endpoint) string {
 	if !c.networks[e.NetworkID].Local {
 		return ""
 	}
-	if nic := c.nicWith(e.Addr4); nic != "" {
-		return fmt.Sprintf("%v is an address of %s", e.Addr4, nic)
+	if nic, ok := c.in.Host.NICWith(e.Addr4); ok {
+		return fmt.Sprintf("%v is an address of %s", e.Addr4, nic.Name)
 	}
 	for _, n := range c.in.Networks {
 		if n.ID != e.NetworkID && n.Subnet4.Contains(e.Addr4) {
@@ -156,13 +156,10 @@ func (c *compute) clash(e model.Endpoint) string {
 	return ""
 }
 
-func (c *compute) nicWith(a netip.Addr) string {
-	for _, nic := range c.in.Host.NICs {
-		if nic.Has(a) {
-			return nic.Name
-		}
-	}
-	return ""
+// hasNICsAddress reports whether a host entry's address is a NIC's: then it is the host's.
+func (c *compute) hasNICsAddress(n model.Network) bool {
+	_, taken := c.in.Host.NICWith(n.Gateway4)
+	return n.Local && taken
 }
 
 // satisfy turns a selector into a NIC and addresses, or says why it cannot.
@@ -281,6 +278,6 @@ func (c *compute) relevant() []model.Network {
 	}
 	return slices.DeleteFunc(slices.Clone(c.in.Networks), func(n model.Network) bool {
 		// A lock on a NIC's own address would end the sessions of the host.
-		return n.Stock && !c.strict[n.ID] && !concerned[n.ID] || n.Local && c.nicWith(n.Gateway4) != ""
+		return n.Stock && !c.strict[n.ID] && !concerned[n.ID] || c.hasNICsAddress(n)
 	})
 }

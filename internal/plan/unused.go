@@ -18,7 +18,7 @@ func (c *compute) unused() {
 		tell("--nics "+name, "no NIC of this host has this name; NICs of this host: "+c.in.Host.NICList(), fix)
 	}
 	for public, private := range c.in.Settings.EIPs {
-		if c.nicWith(private) == "" {
+		if _, ok := c.in.Host.NICWith(private); !ok {
 			tell(fmt.Sprintf("--eip %v=%v", public, private), fmt.Sprintf("%v is no address of a NIC of this host; NICs of this host: %s", private, c.in.Host.NICList()), fix)
 		}
 	}

@@ -9,10 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // Image is the reference of the image that BuildImage makes.
 const Image = "eipnet/app:latest"
+
+// buildGrace is what an interrupted build has to end in.
+const buildGrace = 2 * time.Second
 
 const appPackage = "github.com/eipnet/eipnet/test/lab/app"
 
@@ -65,6 +69,7 @@ func (l *Lab) BuildApp(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, appPackage)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+tmp)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends its compilers first
+	cmd.WaitDelay = buildGrace
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w: %s", appPackage, err, out)
 	}
