@@ -181,19 +181,27 @@ func TestCheckCgroups(t *testing.T) {
 	if err := os.Symlink("cgroup:[4026532000]", namespace); err != nil {
 		t.Fatal(err)
 	}
-	check := func(root, namespace, want string) {
+	check := func(t *testing.T, root, namespace, want string) {
 		t.Helper()
 		if err := checkCgroups(root, namespace); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", root, err, want)
 		}
 	}
-	check(t.TempDir(), namespace, "no hierarchy of cgroups version 2")
-	check(filepath.Join(t.TempDir(), "gone"), namespace, "no such file or directory (eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root")
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var st unix.Statfs_t
-		if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			check(root, namespace, "namespace of its own")
-			check(root, namespace+"-gone", "reading the cgroup namespace")
+	check(t, t.TempDir(), namespace, "no hierarchy of cgroups version 2")
+	check(t, filepath.Join(t.TempDir(), "gone"), namespace, "no such file or directory (eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root")
+	t.Run("namespace", func(t *testing.T) {
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			var st unix.Statfs_t
+			if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+				check(t, root, namespace, "namespace of its own")
+				check(t, root, namespace+"-gone", "reading the cgroup namespace")
+				return
+			}
 		}
-	}
+		const none = "no hierarchy of cgroups version 2"
+		if os.Getenv("CI") != "" {
+			t.Fatal(none + ", and CI is set")
+		}
+		t.Skip(none)
+	})
 }
