@@ -123,7 +123,7 @@ func (s *session) assemble(ctx context.Context, networks []network, attached []m
 		}
 	}
 	for id, mode := range strays {
-		// Not known: it has labels, and its image cannot be read.
+		// Not known: its image cannot be read, and may be where its labels come from.
 		if c := containers[id]; len(c.Labels) > 0 || !c.Known && mode == model.ModeHost {
 			v.Strays = append(v.Strays, model.Stray{Container: c, Mode: mode, Running: s.running[id]})
 		}

@@ -27,8 +27,7 @@ type View struct {
 	// see driverOptions.
 	Stock     []model.Network
 	Endpoints []model.Endpoint
-	// Strays are the containers with eip.* labels that have no endpoint, and those
-	// on the host's network of which it is not known whether they have any. Sorted by container id.
+	// Strays are the containers that are one, see [model.Stray]. Sorted by container id.
 	Strays []model.Stray
 	// Beside are the containers, by network, that are on a network out of reach:
 	// see beside. Sorted by network and container id.
@@ -197,7 +196,8 @@ func (l listed) options(n Network) map[string]string {
 	return nil
 }
 
-// stray returns the network mode of a container that has no endpoint, as model.Stray has it.
+// stray returns the network mode, as model.Stray has it, of a container that may
+// be one: it has eip.* labels, whoever gave them, and a mode without endpoints.
 func (x index) stray(l listed) (string, bool) {
 	other, shared := strings.CutPrefix(l.mode, "container:")
 	switch {

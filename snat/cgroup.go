@@ -24,6 +24,7 @@ const (
 	chainCgroupOut   = "cgroup-out"
 	chainCgroupPost  = "cgroup-post"
 	chainCgroupGuard = "cgroup-guard"
+	setCgroupHeld    = "cgroup-held"
 	prefixGroup      = "group-"
 	prefixLevel      = "cgroup-pin-"
 
@@ -45,7 +46,7 @@ func cgroupSpecs() []setSpec {
 	group, mark, name := nftables.TypeCGroupV2, nftables.TypeMark, nftables.TypeIFName
 	specs := []setSpec{
 		{name: "cgroup-pin", cgroups: true, key: types{group}, value: types{nftables.TypeVerdict}},
-		{name: "cgroup-held", cgroups: true, key: types{group}},
+		{name: setCgroupHeld, cgroups: true, key: types{group}},
 	}
 	for _, f := range model.Families {
 		addr := nftables.TypeIPAddr
@@ -86,7 +87,7 @@ func cgroupOut(mask model.Mask, levels []int) chain {
 		newRule("cgroup-inside", in("inside", oifname()), leave()),
 	}
 	for _, l := range levels {
-		rules = append(rules, newRule(fmt.Sprintf("cgroup-held-%d", l), in("cgroup-held", cgroup(l)), count(CounterRefused), refuse()))
+		rules = append(rules, newRule(fmt.Sprintf("cgroup-held-%d", l), in(setCgroupHeld, cgroup(l)), count(CounterRefused), refuse()))
 	}
 	rules = append(rules, newRule("cgroup-reply", direction(ctReply), leave()))
 	for _, l := range levels {
@@ -214,7 +215,7 @@ func (r *renderer) groups(fw plan.Firewall, managed map[model.NICID]string) {
 		}
 		id := binaryutil.NativeEndian.PutUint64(g.Cgroup.ID)
 		if g.Verdict != plan.Pinned {
-			r.put("cgroup-held", "", id)
+			r.put(setCgroupHeld, "", id)
 			continue
 		}
 		if managed[g.NIC] == "" {
@@ -260,7 +261,8 @@ func (t *target) relevel(have content, fw plan.Firewall) error {
 const probeTable = "eipnet-probe"
 
 // ProbeCgroups asks the kernel whether nftables can match the cgroup of a
-// packet's socket; nil: it can. Whatever the answer, nothing of it stays.
+// packet's socket; nil: it can. Whatever the answer, nothing of it stays. netNS is
+// a descriptor of the network namespace where it is asked, 0 the caller's own.
 func ProbeCgroups(netNS int) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(netNS))
 	if err != nil {
@@ -271,7 +273,9 @@ func ProbeCgroups(netNS int) error {
 	c := conn.AddChain(&nftables.Chain{
 		Table: table, Name: chainCgroupOut, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput, Priority: new(priorityMark),
 	})
-	set := cgroupSpecs()[1].set(table)
+	specs := cgroupSpecs()
+	held := slices.IndexFunc(specs, func(s setSpec) bool { return s.name == setCgroupHeld })
+	set := specs[held].set(table)
 	if err := conn.AddSet(set, nil); err != nil {
 		return fmt.Errorf("probing for cgroups: %w", err)
 	}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/eipnet/eipnet/internal/crash"
 	"github.com/eipnet/eipnet/internal/model"
-
 	"github.com/eipnet/eipnet/internal/plan"
 )
 

@@ -7,15 +7,21 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// needs checks a command's arguments, which have these names; where more is
-// set, the last one may be given again and again.
-func needs(more bool, names ...string) cobra.PositionalArgs {
+// exactly wants as many arguments as there are names.
+func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		switch {
-		case len(args) < len(names):
-			return fmt.Errorf("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
-		case len(args) > len(names) && !more:
+		if len(args) > len(names) {
 			return fmt.Errorf("%q is one argument too many; usage: %s", args[len(names)], cmd.UseLine())
+		}
+		return atLeast(names...)(cmd, args)
+	}
+}
+
+// atLeast wants an argument for each name, and takes more of the last one's kind.
+func atLeast(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return fmt.Errorf("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
 		}
 		return nil
 	}

@@ -53,7 +53,7 @@ Docker has networks of eipnet's or runs containers with eip.* labels; --force
 goes on all the same.
 
 Exit codes: 0 nothing of eipnet is left, 1 refused or failed, 2 something is left.`,
-		Args: needs(false),
+		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.log, err = newLogger("text", "warn"); err != nil {
@@ -104,7 +104,7 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 	}
 	for _, item := range before {
 		if !slices.Contains(left, item) {
-			fmt.Fprintln(out, undo(item, "removed"), item)
+			fmt.Fprintln(out, verbFor(item, "removed"), item)
 		}
 	}
 	switch {
@@ -120,7 +120,7 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 // printDryRun prints what cleanup would do, and why it would refuse.
 func printDryRun(out io.Writer, items []string, running error, used []string) {
 	for _, item := range items {
-		fmt.Fprintln(out, "would", undo(item, "remove"), item)
+		fmt.Fprintln(out, "would", verbFor(item, "remove"), item)
 	}
 	if len(items) == 0 {
 		fmt.Fprintln(out, "nothing of eipnet is there")
@@ -133,9 +133,9 @@ func printDryRun(out io.Writer, items []string, running error, used []string) {
 	}
 }
 
-// undo is what is done to a thing that is listed: what the host had before
-// eipnet is put back, all else removed.
-func undo(item, remove string) string {
+// verbFor says what is done to a thing that is listed: what the host had before
+// eipnet is put back, all else removed, in the form that is given.
+func verbFor(item, remove string) string {
 	if strings.HasPrefix(item, "sysctl ") || strings.HasPrefix(item, "group ") {
 		return "put back"
 	}

@@ -41,7 +41,7 @@ Exit codes: the program's own, 128 and the signal's number if one ended it,
 125 if eipnet could not start it, 126 and 127 if it cannot be run or found.`,
 		Example: `  sudo eipnet exec --nic eth1 -- curl https://ifconfig.me
   sudo eipnet exec --nic eth1 -p 8090:8090 --user www-data -- ./server --addr :8090`,
-		Args: needs(true, "COMMAND"),
+		Args: atLeast("COMMAND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			code, err := f.run(cmd.Context(), args)
 			if code != 0 || err != nil {

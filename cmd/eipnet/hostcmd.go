@@ -41,7 +41,7 @@ func hostAddCommand() *cobra.Command {
 		Use:     "add NAME --nic NIC --address ADDRESS [-p HOSTPORT:PORT]",
 		Short:   "Add an address that lives on one NIC",
 		Example: `  sudo eipnet host add web --nic eth1 --address 172.29.0.100 -p 8090:8090`,
-		Args:    needs(false, "NAME"),
+		Args:    exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := model.HostEntry{Name: args[0], Bridge: bridge}
 			var err error
@@ -74,7 +74,7 @@ func hostRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove addresses that were added; what uses them reaches nothing any more",
-		Args:  needs(true, "NAME"),
+		Args:  atLeast("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, name := range args {
@@ -112,7 +112,7 @@ func hostListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the addresses",
-		Args:  needs(false),
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := api.NewClient(socket)
 			entries, err := client.Hosts(cmd.Context())

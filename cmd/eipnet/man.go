@@ -14,7 +14,7 @@ func manCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "man",
 		Short:  "Print the man page eipnet(8)",
-		Args:   needs(false),
+		Args:   exactly(),
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := io.WriteString(cmd.OutOrStdout(), manPage(cmd.Root()))

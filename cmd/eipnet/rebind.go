@@ -33,9 +33,9 @@ over restarts of everything until the container is removed; --clear undoes it.`,
   eipnet rebind web --clear`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if clearIt {
-				return needs(false, "CONTAINER")(cmd, args)
+				return exactly("CONTAINER")(cmd, args)
 			}
-			return needs(true, "CONTAINER", "SELECTOR")(cmd, args)
+			return atLeast("CONTAINER", "SELECTOR")(cmd, args)
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			s, err := api.NewClient(socket).Status(cmd.Context())

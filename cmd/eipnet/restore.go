@@ -28,7 +28,7 @@ eipnet network or a strict one is held then, instead of leaving by the host's
 routing. It waits for nothing, asks Docker nothing, and takes nothing away.
 
 Its flags are those of serve that say what is written into the kernel: give both the same.`,
-		Args: needs(false),
+		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options()
 			if err != nil {

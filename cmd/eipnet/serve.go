@@ -38,7 +38,7 @@ rules, routes and NAT as the networks, options and labels ask for.
 
 It needs root. It touches only NICs that a pin, an option, a published port or
 --nics names. Stopping it leaves everything in place: pinned containers stay pinned.`,
-		Args: needs(false),
+		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options()
 			if err != nil {

@@ -35,7 +35,7 @@ or blocked (cannot be as asked for, refused). These words and those of the
 counters are explained in docs/problems.md, "Words of eipnet status".
 
 Exit codes: 0 all is well, 1 it failed, 2 there are problems, 3 the daemon is not running.`,
-		Args: needs(false),
+		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := api.NewClient(socket).Status(cmd.Context())
 			if errors.Is(err, api.ErrNotRunning) {

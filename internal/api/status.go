@@ -71,8 +71,8 @@ type Network struct {
 	Options map[string]string `json:"options,omitempty"`
 }
 
-// Endpoint is a container on a network of ours, or a pinned one on the host's
-// network, which has neither bridge nor address.
+// Endpoint is a container on a network of ours, or one with eip.* labels on the
+// host's network, be it pinned or not, which has neither bridge nor address.
 type Endpoint struct {
 	ID        string         `json:"id"`
 	Container string         `json:"container"`

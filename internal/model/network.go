@@ -99,8 +99,10 @@ type Container struct {
 	Ignored []string `json:"ignored,omitempty"`
 }
 
-// Stray is a container with eip.* labels that has no endpoint of its own. They
-// can have an effect on the host's network only.
+// Stray is a container that has no endpoint of its own, and eip.* labels that
+// somebody gave it. They can have an effect on the host's network only. There it
+// is one, too, while its image cannot be read, so that nobody knows whose its
+// labels are: it is not Known then and has none here.
 type Stray struct {
 	Container Container
 	Mode      string // ModeHost, "none" or "container:ID"

@@ -213,9 +213,7 @@ func (c *compute) strays() {
 			continue // see decideHost; or nobody knows whether the labels are its own
 		case s.Mode == model.ModeHost:
 			fix += "; a program of the host lives on one NIC by package nicdial, or eipnet exec (docs/programs.md)"
-			if c.in.Settings.NoCgroups != "" {
-				why += ", and containers there cannot be told from the host's programs: " + c.in.Settings.NoCgroups
-			}
+			why += ", and containers there cannot be told from the host's programs: " + c.in.Settings.NoCgroups
 		case strings.HasPrefix(s.Mode, "container:"):
 			fix = "label the container whose network it shares"
 		}

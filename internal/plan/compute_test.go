@@ -462,7 +462,7 @@ func BenchmarkCompute10000(b *testing.B) {
 
 // Labels that can have no effect are a problem that says what to do instead.
 func TestStrays(t *testing.T) {
-	in := plan.Snapshot{Settings: plan.Settings{Mask: model.DefaultMask}}
+	in := plan.Snapshot{Settings: plan.Settings{Mask: model.DefaultMask, NoCgroups: "no cgroups"}}
 	for mode, want := range map[string]string{
 		"host":         "eipnet exec",
 		"none":         "put it on a bridge or eipnet network",

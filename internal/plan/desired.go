@@ -22,7 +22,7 @@ type Snapshot struct {
 	// Cgroups are those of strays on the host's network, by container id, as far as they are there. The zero
 	// one is that of a container that may have ended just now.
 	Cgroups map[string]model.Cgroup
-	// HostPinned: there was a pin on the host's network before, whose connections may outlive it.
+	// HostPinned: something was decided about a container on the host's network before, whose connections may outlive it.
 	HostPinned bool
 	Beside     []model.Beside // all containers on such networks, pinned or not
 	Rebinds    []model.Rebind
@@ -46,8 +46,8 @@ type Settings struct {
 	// they bear no label (--strict-networks).
 	StrictNetworks []string
 	// Cgroups: the kernel and the host's hierarchy of control groups let
-	// containers on the host's network be told from its programs. NoCgroups says
-	// what they lack.
+	// containers on the host's network be told from its programs. Else NoCgroups
+	// says what they lack: of the two exactly one is not zero.
 	Cgroups   bool
 	NoCgroups string
 }
@@ -85,7 +85,7 @@ type Desired struct {
 	HostPins []HostPin
 }
 
-// HostPin is the pin of a container on the host's network.
+// HostPin is what was decided for a container on the host's network: pinned, held or unpinned.
 type HostPin struct {
 	Container model.Container
 	Cgroup    model.Cgroup

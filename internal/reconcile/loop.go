@@ -161,7 +161,7 @@ type Loop struct {
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
-	onHost    bool                       // there was a pin on the host's network since the start
+	onHost    bool                       // something was decided about a container on the host's network since the start
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool // that are logged
