@@ -145,8 +145,10 @@ func TestCgroupSearch(t *testing.T) {
 			c.find([]model.Stray{ended})
 		}},
 		{name: "two, of which one stays", dirs: []string{"other/" + id, unusual}, then: unusual},
-		{name: "two, of which one stays, after some seconds", dirs: []string{"other/" + id, unusual}, then: unusual, want: unusual,
-			act: func(c *cgroups) { c.age(id, searchAgain) }},
+		{
+			name: "two, of which one stays, after some seconds", dirs: []string{"other/" + id, unusual}, then: unusual, want: unusual,
+			act: func(c *cgroups) { c.age(id, searchAgain) },
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := cgroups{root: t.TempDir()}

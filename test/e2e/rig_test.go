@@ -120,7 +120,7 @@ func (r *rig) spawn() {
 
 // launch starts the daemon from any goroutine; program is how, if not by its name.
 func (r *rig) launch(program ...string) (*lab.Process, error) {
-	args := append(program, "serve", "--log-level", "debug")
+	args := slices.Concat(program, []string{"serve", "--log-level", "debug"})
 	if len(program) == 0 {
 		args = append([]string{"eipnet"}, args...)
 	}
