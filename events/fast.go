@@ -96,8 +96,8 @@ func (w *Watcher) PortUp(bridge string) {
 	}
 }
 
-// hurry asks soon about a network that a container joined, about a new network
-// alone, or, without a network, about the container alone. It does not wait. What comes while a
+// hurry asks soon about a network that a container joined, about a network
+// alone that is new or has a new port, or, without a network, about the container alone. It does not wait. What comes while a
 // network is being asked about is put together into one more question.
 func (s *session) hurry(ctx context.Context, networkID, containerID string) {
 	f := &s.fast
