@@ -218,6 +218,12 @@ func (s *session) patch(p patch) {
 	s.fast.merge.Lock()
 	known := s.fast.listed > p.begun
 	if !known {
+		// What was told since that list was begun, and is in the view by now, it lacks all the same.
+		for id, t := range s.fast.patches[p.network.ID].fresh {
+			if _, ok := p.fresh[id]; !ok {
+				p.fresh[id] = t
+			}
+		}
 		s.fast.patches[p.network.ID] = p // for a list that was begun before
 	}
 	if !known && s.fast.listed > 0 {
