@@ -140,12 +140,19 @@ func (c *cache) endpoint(key string, a attachment) (l listed, ok bool) {
 	return l, ok && (len(l.labels) == 0 || l.image != "")
 }
 
-// labelled reports whether any container bears eip.* labels.
+// distrust forgets which containers were never started: events may have been missed.
+func (c *cache) distrust() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.created)
+}
+
+// labelled reports whether any container that may be about to run bears eip.* labels.
 func (c *cache) labelled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range c.byID {
-		if len(l.labels) > 0 {
+		if len(l.labels) > 0 && !l.running {
 			return true
 		}
 	}

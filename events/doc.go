@@ -11,7 +11,8 @@
 // A full list takes too long for one case: on a stock network the container's
 // process starts 10 ms after Docker tells that the network was connected. If
 // there are eip.* labels, that network alone is asked about at once, and the
-// view replaced: see [Options].Urgent.
+// view replaced: see [Options].Urgent. As 10 ms are short, it is asked about when
+// a port of its bridge comes up, too, before Docker tells: see [Watcher.PortUp].
 //
 // Driver options of an endpoint (docker run --network name=N,driver-opt=…) are in
 // no list. A container is asked about by id once it runs, a few at a time.

@@ -96,8 +96,8 @@ func (w *Watcher) PortUp(bridge string) {
 	}
 }
 
-// hurry asks soon about a network that a container joined, about a new network
-// alone, or, without a network, about the container alone. It does not wait. What comes while a
+// hurry asks soon about a network that a container joined, about a network
+// alone that is new or has a new port, or, without a network, about the container alone. It does not wait. What comes while a
 // network is being asked about is put together into one more question.
 func (s *session) hurry(ctx context.Context, networkID, containerID string) {
 	f := &s.fast
@@ -218,6 +218,12 @@ func (s *session) patch(p patch) {
 	s.fast.merge.Lock()
 	known := s.fast.listed > p.begun
 	if !known {
+		// What was told since that list was begun, and is in the view by now, it lacks all the same.
+		for id, t := range s.fast.patches[p.network.ID].fresh {
+			if _, ok := p.fresh[id]; !ok {
+				p.fresh[id] = t
+			}
+		}
 		s.fast.patches[p.network.ID] = p // for a list that was begun before
 	}
 	if !known && s.fast.listed > 0 {

@@ -151,10 +151,14 @@ func (p patch) apply(v *View) {
 	v.Stock = slices.DeleteFunc(v.Stock, func(n model.Network) bool { return n.ID == p.network.ID })
 	v.add(p.network, p.attached, func(_ string, a attachment) (told, bool) {
 		t, ok := before[a.endpointID]
-		if fresh, asked := p.fresh[a.endpointID]; asked && (fresh.container.Known || !t.container.Known) {
-			return fresh, true
+		fresh, asked := p.fresh[a.endpointID]
+		switch {
+		case !asked, t.container.Known && !fresh.container.Known:
+			return t, ok
+		case t.container.Known && t.container.ID != fresh.container.ID: // remembered by a name that is another's now
+			return t, ok
 		}
-		return t, ok
+		return fresh, true
 	})
 	v.sort()
 }

@@ -181,6 +181,7 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 		inspecting: make(chan struct{}, inspections),
 	}
 	s.mark()
+	w.cache.distrust()
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	w.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
@@ -113,6 +114,7 @@ func cgroupOut(mask model.Mask, levels []int) chain {
 //	  ct mark & MASK == 0 ip daddr @except4 return
 //	  ct mark & MASK == 0 ip6 daddr @except6 return
 //	  ct mark & MASK == 0x02000000 goto nic-2
+//	  ct status confirmed meta l4proto tcp counter name "refused" reject with tcp reset
 //	  ct status confirmed counter name "refused" reject with icmpx admin-prohibited
 //	  jump ct-2
 //	  goto nic-2
@@ -125,6 +127,8 @@ func groupChain(mask model.Mask, id model.NICID) chain {
 	}
 	return chain{name: name, rules: append(rules,
 		newRule(name+"-begun", ctIs(mask, mask.Of(id)), jumpTo(nicChain(id))),
+		newRule(name+"-ends", ctBits(expr.CtKeySTATUS, statusConfirmed, expr.CmpOpNeq), equal(l4proto(), []byte{unix.IPPROTO_TCP}),
+			count(CounterRefused), reset()),
 		newRule(name+"-otherwise", ctBits(expr.CtKeySTATUS, statusConfirmed, expr.CmpOpNeq), count(CounterRefused), refuse()),
 		newRule(name+"-remember", verdict(expr.VerdictJump, ctChain(id))),
 		newRule(name+"-mark", jumpTo(nicChain(id))),

@@ -21,6 +21,7 @@ const (
 
 	statusDstNAT = 1 << 5 // IPS_DST_NAT
 
+	rejectTCPReset        = 1 // NFT_REJECT_TCP_RST
 	rejectICMPX           = 2 // NFT_REJECT_ICMPX_UNREACH
 	rejectAdminProhibited = 3 // NFT_REJECT_ICMPX_ADMIN_PROHIBITED
 )
@@ -285,10 +286,16 @@ func refuse() []expr.Any {
 	return []expr.Any{&expr.Reject{Type: rejectICMPX, Code: rejectAdminProhibited}}
 }
 
+// reset is `reject with tcp reset`.
+func reset() []expr.Any { return []expr.Any{&expr.Reject{Type: rejectTCPReset}} }
+
 // count is `counter name "NAME"`.
 func count(name string) []expr.Any {
 	return []expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: name}}
 }
+
+// toThisHost is `meta pkttype host`: neither broadcast nor multicast (PACKET_HOST).
+func toThisHost() []expr.Any { return equal(meta(expr.MetaKeyPKTTYPE, 1), []byte{0}) }
 
 func accept() []expr.Any { return verdict(expr.VerdictAccept, "") }
 func drop() []expr.Any   { return verdict(expr.VerdictDrop, "") }

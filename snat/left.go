@@ -134,3 +134,13 @@ func (d *DockerUser) Left(ctx context.Context) ([]string, error) {
 	}
 	return out, errors.Join(errs...)
 }
+
+// Firewalld reports whether firewalld filters by nftables in the present network namespace.
+func Firewalld() bool {
+	conn, err := nftables.New()
+	if err != nil {
+		return false
+	}
+	_, err = conn.ListTableOfFamily("firewalld", nftables.TableFamilyINet)
+	return err == nil
+}

@@ -16,14 +16,17 @@ import (
 //	chain ct-input { type filter hook input priority mangle; policy accept;
 //	  ip daddr @local4 iifname != @inside ct direction original ct status & dnat == 0 counter name "isolated" drop
 //	  ct state new ip daddr @local4 iifname vmap @nicin
-//	  ct state new iifname vmap @nicin-host
+//	  meta pkttype host ct state new iifname vmap @nicin-host
 //	}
+//
+// What the host sends to a group that it is in itself comes back to it by the
+// NIC, in the connection that it began: that is no call.
 func ctInput() chain {
 	local := in("local4", daddr(model.IPv4))
 	return chain{"ct-input", &hook{nftables.ChainTypeFilter, nftables.ChainHookInput, priorityMark}, []rule{
 		newRule("local-isolated-4", ofFamily(model.IPv4), local, notIn("inside", iifname()), direction(ctOriginal), ctNoDNAT(), count(CounterIsolated), drop()),
 		newRule("local-called-by-4", ctState(expr.CtStateBitNEW), ofFamily(model.IPv4), local, vmap("nicin", iifname())),
-		newRule("host-called-by", ctState(expr.CtStateBitNEW), vmap("nicin-host", iifname())),
+		newRule("host-called-by", toThisHost(), ctState(expr.CtStateBitNEW), vmap("nicin-host", iifname())),
 	}}
 }
 

@@ -39,7 +39,7 @@ func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke 
 	if a.firewall, err = snat.New(snat.Options{Log: o.log, Shared: o.shareTables}); err != nil {
 		return a, err
 	}
-	a.zones = firewalld.New(firewalld.Options{Log: o.log, Bus: filepath.Join(o.hostRoot, firewalld.Bus), Poke: poke})
+	a.zones = firewalld.New(firewalld.Options{Log: o.log, Socket: filepath.Join(o.hostRoot, firewalld.Socket), Filters: snat.Firewalld, Poke: poke})
 	a.accepts, err = snat.NewDockerUser(ctx, o.log)
 	return a, err
 }

@@ -210,7 +210,7 @@ func (l *leftovers) remove(ctx context.Context) error {
 	}
 	_, acceptsErr := l.accepts.Apply(ctx, nil)
 	// What firewalld knows of bridges that are gone does no harm.
-	if err := firewalld.Forget(ctx, filepath.Join("/", firewalld.Bus), l.bridges); err != nil {
+	if err := firewalld.Forget(ctx, filepath.Join("/", firewalld.Socket), l.bridges); err != nil {
 		l.o.log.Warn("firewalld still knows of bridges that are gone, until it is reloaded", slog.Any("err", err))
 	}
 	if err = errors.Join(err, acceptsErr, l.tables.Remove(ctx)); err != nil {

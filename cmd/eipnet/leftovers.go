@@ -29,7 +29,7 @@ const dockerPatience = 5 * time.Second
 type memory struct {
 	originals host.Originals
 	networks  []model.Network // of eipnet's own
-	bridges   []string        // of those and of host entries
+	bridges   []string        // of those
 	close     func()
 }
 
@@ -69,9 +69,6 @@ func recall(o cleanupOptions) (*memory, error) {
 		if !n.Stock {
 			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
 		}
-	}
-	for _, e := range store.HostEntries() {
-		m.bridges = append(m.bridges, e.Network().Bridge)
 	}
 	rest := m.close
 	m.close = func() {

@@ -1,5 +1,6 @@
 //go:build crashpoints
 
+// Package crash, in a program that can be told behind which write to die.
 package crash
 
 import (

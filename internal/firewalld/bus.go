@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -23,16 +24,24 @@ const (
 
 // bus is firewalld behind D-Bus.
 type bus struct {
-	conn *dbus.Conn
-	news chan struct{}
-	done func()
+	conn      *dbus.Conn
+	news      chan struct{}
+	forwarder sync.WaitGroup
+	cancel    context.CancelFunc // of the connection
 }
 
-// connect returns nil where there is no bus.
-func connect(ctx context.Context, path string) (zones, error) {
+// connect returns nil where there is no bus. It takes no longer than patience.
+func connect(ctx context.Context, path string) (z zones, err error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(patience, cancel)
+	defer func() {
+		if late.Stop(); z == nil {
+			cancel()
+		}
+	}()
 	conn, err := dbus.Connect("unix:path="+dbus.EscapeBusAddressValue(path), dbus.WithContext(ctx))
 	if errors.Is(err, syscall.ECONNREFUSED) { // a socket that nobody listens at
 		return nil, nil
@@ -40,7 +49,7 @@ func connect(ctx context.Context, path string) (zones, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting to D-Bus at %s: %w", path, err)
 	}
-	b := &bus{conn: conn, news: make(chan struct{}, 1)}
+	b := &bus{conn: conn, news: make(chan struct{}, 1), cancel: cancel}
 	signals := make(chan *dbus.Signal, 16)
 	conn.Signal(signals)
 	for _, match := range [][]dbus.MatchOption{
@@ -51,8 +60,7 @@ func connect(ctx context.Context, path string) (zones, error) {
 			return nil, errors.Join(fmt.Errorf("subscribing to firewalld's reloads: %w", err), conn.Close())
 		}
 	}
-	var forwarder sync.WaitGroup
-	forwarder.Go(func() {
+	b.forwarder.Go(func() {
 		defer close(b.news)
 		for s := range signals { // closed with the connection
 			if s.Name != busName+".Reloaded" && s.Name != ownerChanged {
@@ -64,7 +72,6 @@ func connect(ctx context.Context, path string) (zones, error) {
 			}
 		}
 	})
-	b.done = forwarder.Wait
 	return b, nil
 }
 
@@ -83,7 +90,7 @@ func (b *bus) names(ctx context.Context) (all []string, err error) {
 	return all, err
 }
 
-func (b *bus) of(ctx context.Context, iface string) (zone string, err error) {
+func (b *bus) zoneOf(ctx context.Context, iface string) (zone string, err error) {
 	err = b.call(ctx, objectPath, "zone.getZoneOfInterface", iface).Store(&zone)
 	return zone, err
 }
@@ -105,5 +112,6 @@ func (b *bus) changes() <-chan struct{} { return b.news }
 
 func (b *bus) close() {
 	_ = b.conn.Close()
-	b.done()
+	b.cancel()
+	b.forwarder.Wait()
 }

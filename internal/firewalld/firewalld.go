@@ -21,8 +21,8 @@ import (
 	"github.com/eipnet/eipnet/internal/model"
 )
 
-// Bus is where D-Bus' system socket is, below the host's root.
-const Bus = "run/dbus/system_bus_socket"
+// Socket is D-Bus' system socket, below the host's root.
+const Socket = "run/dbus/system_bus_socket"
 
 const (
 	dockerZone  = "docker"
@@ -41,8 +41,8 @@ type zones interface {
 	// running reports whether there is one.
 	running(ctx context.Context) (bool, error)
 	names(ctx context.Context) ([]string, error)
-	// of is the zone of an interface, empty: none; configured is that after a reload.
-	of(ctx context.Context, iface string) (string, error)
+	// zoneOf is the zone of an interface, empty: none; configured is that after a reload.
+	zoneOf(ctx context.Context, iface string) (string, error)
 	configured(ctx context.Context, iface string) (string, error)
 	add(ctx context.Context, zone, iface string) error
 	remove(ctx context.Context, zone, iface string) error
@@ -54,9 +54,11 @@ type zones interface {
 
 // Options are a Keeper's settings.
 type Options struct {
-	Log *slog.Logger // nil: silent
-	// Bus is the path of D-Bus' system socket.
-	Bus string
+	Log    *slog.Logger // nil: silent
+	Socket string       // the path of [Socket]
+	// Filters reports whether firewalld filters what is forwarded, where D-Bus
+	// cannot be asked whether it runs. Nil: it does not.
+	Filters func() bool
 	// Poke is called when Problems changed; it must not block. Nil: nobody.
 	Poke func()
 }
@@ -67,11 +69,11 @@ type Keeper struct {
 	o       Options
 	connect func(ctx context.Context) (zones, error) // nil zones: there is no bus
 	changed chan struct{}
+	had     map[string]bool // bridges that were wanted at some time and may be in a zone; of Run alone
 
 	mu     sync.Mutex
 	want   []string
 	failed error
-	placed map[string]string // bridge → zone where we have put it; of Run alone
 }
 
 // New returns a Keeper; nothing is asked before Run.
@@ -82,9 +84,12 @@ func New(o Options) *Keeper {
 	if o.Poke == nil {
 		o.Poke = func() {}
 	}
+	if o.Filters == nil {
+		o.Filters = func() bool { return false }
+	}
 	return &Keeper{
-		o: o, changed: make(chan struct{}, 1), placed: make(map[string]string),
-		connect: func(ctx context.Context) (zones, error) { return connect(ctx, o.Bus) },
+		o: o, changed: make(chan struct{}, 1), had: make(map[string]bool),
+		connect: func(ctx context.Context) (zones, error) { return connect(ctx, o.Socket) },
 	}
 }
 
@@ -106,7 +111,7 @@ func (k *Keeper) Set(bridges []string) {
 func (k *Keeper) Problems() []model.Problem {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.failed == nil {
+	if k.failed == nil || len(k.want) == 0 {
 		return nil
 	}
 	return []model.Problem{{
@@ -125,8 +130,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 			k.session(ctx, z)
 			z.close()
 			wait = retry
-		} else if ctx.Err() == nil {
-			k.report(err)
+		} else {
+			if err != nil && !k.o.Filters() {
+				err = nil // as in a container that may not use D-Bus, on a host without firewalld
+			}
+			k.report(ctx, err)
 		}
 		k.await(ctx, nil, wait)
 	}
@@ -141,9 +149,7 @@ func (k *Keeper) session(ctx context.Context, z zones) {
 		if err != nil {
 			wait = retry
 		}
-		if ctx.Err() == nil {
-			k.report(err)
-		}
+		k.report(ctx, err)
 		more = k.await(ctx, z.changes(), wait)
 	}
 }
@@ -163,7 +169,11 @@ func (k *Keeper) await(ctx context.Context, changes <-chan struct{}, wait time.D
 	return true
 }
 
-func (k *Keeper) report(err error) {
+// report remembers what went wrong, if ctx has not ended.
+func (k *Keeper) report(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
 	k.mu.Lock()
 	news := (err == nil) != (k.failed == nil) || err != nil && err.Error() != k.failed.Error()
 	k.failed = err
@@ -180,14 +190,18 @@ func (k *Keeper) apply(ctx context.Context, z zones) error {
 	k.mu.Lock()
 	want := k.want
 	k.mu.Unlock()
-	if up, err := z.running(ctx); err != nil || !up || len(want)+len(k.placed) == 0 {
+	if len(want)+len(k.had) == 0 {
+		return nil
+	}
+	if up, err := z.running(ctx); err != nil || !up {
 		return err
 	}
 	var errs []error
 	for _, bridge := range want {
+		k.had[bridge] = true
 		errs = append(errs, k.place(ctx, z, bridge))
 	}
-	for bridge := range maps.Clone(k.placed) {
+	for bridge := range maps.Clone(k.had) {
 		if slices.Contains(want, bridge) {
 			continue
 		}
@@ -195,13 +209,13 @@ func (k *Keeper) apply(ctx context.Context, z zones) error {
 			errs = append(errs, err)
 			continue
 		}
-		delete(k.placed, bridge)
+		delete(k.had, bridge)
 	}
 	return errors.Join(errs...)
 }
 
 func (k *Keeper) place(ctx context.Context, z zones, bridge string) error {
-	zone, err := z.of(ctx, bridge)
+	zone, err := z.zoneOf(ctx, bridge)
 	if err != nil {
 		return fmt.Errorf("asking for the zone of %s: %w", bridge, err)
 	}
@@ -219,19 +233,24 @@ func (k *Keeper) place(ctx context.Context, z zones, bridge string) error {
 	if err := z.add(ctx, zone, bridge); err != nil {
 		return fmt.Errorf("putting %s into zone %s: %w", bridge, zone, err)
 	}
-	k.placed[bridge] = zone
 	k.o.Log.Info("told firewalld of a bridge", slog.String("bridge", bridge), slog.String("zone", zone))
 	return nil
 }
 
 // takeOut takes a bridge out of the zone where it would not be after a reload.
 func takeOut(ctx context.Context, z zones, bridge string) error {
-	zone, err := z.of(ctx, bridge)
-	if err != nil || zone != dockerZone && zone != trustedZone {
-		return err
+	zone, err := z.zoneOf(ctx, bridge)
+	if err != nil {
+		return fmt.Errorf("asking for the zone of %s: %w", bridge, err)
 	}
-	if kept, err := z.configured(ctx, bridge); err != nil || kept != "" {
-		return err
+	if zone != dockerZone && zone != trustedZone {
+		return nil
+	}
+	switch kept, err := z.configured(ctx, bridge); {
+	case err != nil:
+		return fmt.Errorf("asking for the configured zone of %s: %w", bridge, err)
+	case kept != "":
+		return nil
 	}
 	if err := z.remove(ctx, zone, bridge); err != nil {
 		return fmt.Errorf("taking %s out of zone %s: %w", bridge, zone, err)
@@ -241,10 +260,10 @@ func takeOut(ctx context.Context, z zones, bridge string) error {
 
 // Forget takes bridges out of the zones into which a Keeper has put them. Where
 // there is no firewalld, there is nothing to do.
-func Forget(ctx context.Context, bus string, bridges []string) error {
+func Forget(ctx context.Context, socket string, bridges []string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	z, err := connect(ctx, bus)
+	z, err := connect(ctx, socket)
 	if z == nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -39,7 +40,7 @@ func (f *fake) names(context.Context) ([]string, error) {
 	return f.all, f.broken
 }
 
-func (f *fake) of(_ context.Context, iface string) (string, error) {
+func (f *fake) zoneOf(_ context.Context, iface string) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.now[iface], f.broken
@@ -129,6 +130,40 @@ func TestKeeper(t *testing.T) {
 	})
 }
 
+// TestNextKeeper: a bridge that an earlier process put into a zone is taken out with its network.
+func TestNextKeeper(t *testing.T) {
+	keep(t, func(f *fake, k *Keeper, want func(string, map[string]string)) {
+		f.change(func() { f.now["br1"] = "docker" })
+		k.Set([]string{"br1"})
+		want("it is there", map[string]string{"br1": "docker"})
+		k.Set(nil)
+		want("its network is gone", map[string]string{})
+	})
+}
+
+// TestNoAnswer: D-Bus that does not let us in matters where firewalld filters alone.
+func TestNoAnswer(t *testing.T) {
+	for _, filters := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			k := New(Options{Filters: func() bool { return filters }})
+			k.connect = func(context.Context) (zones, error) { return nil, errors.New("denied") }
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { _ = k.Run(ctx) }()
+			synctest.Wait()
+			if p := k.Problems(); len(p) > 0 {
+				t.Errorf("problems without a bridge: %v", p)
+			}
+			k.Set([]string{"br1"})
+			synctest.Wait()
+			if p := k.Problems(); len(p) > 0 != filters {
+				t.Errorf("firewalld filters: %v; problems %v", filters, p)
+			}
+			cancel()
+			synctest.Wait()
+		})
+	}
+}
+
 func TestKeeperWithoutDockersZone(t *testing.T) {
 	keep(t, func(f *fake, k *Keeper, want func(string, map[string]string)) {
 		f.change(func() { f.all = []string{"public", trustedZone} })
@@ -164,6 +199,17 @@ func TestKeeperFails(t *testing.T) {
 
 func TestNoBus(t *testing.T) {
 	path := t.TempDir() + "/system_bus_socket"
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".deaf"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if z, err := connect(t.Context(), path+".deaf"); z != nil || err != nil {
+		t.Errorf("connected to a socket that nobody listens at: %v, %v", z, err)
+	}
 	if z, err := connect(t.Context(), path); z != nil || err != nil {
 		t.Errorf("connected to nothing: %v, %v", z, err)
 	}

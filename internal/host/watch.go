@@ -37,9 +37,9 @@ var watchGroups = []uint{
 // arp_announce. Watch pokes once when it begins to see changes, and again after
 // it may have missed some. It watches the network namespace of the calling thread.
 //
-// portUp is told the bridge whenever a veth that is a port of it has carrier,
-// which an engine's has as soon as the container's end is set up, before any
-// process runs there. Neither function may block.
+// portUp is told the bridge when a veth that is a port of it gets carrier, which
+// an engine's does as soon as the container's end is set up, before any process
+// runs there. Neither function may block.
 func (h *Host) Watch(ctx context.Context, poke func(), portUp func(bridge string)) error {
 	retry := watchRetry
 	for {
@@ -74,6 +74,7 @@ func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge st
 		h.log.Debug("buffer for network changes not enlarged", slog.Any("err", err))
 	}
 	poke()
+	up := make(portsUp)
 	for {
 		msgs, from, err := s.Receive()
 		if err != nil {
@@ -83,7 +84,7 @@ func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge st
 			continue
 		}
 		for _, m := range msgs {
-			if bridge := h.risenPort(m); bridge != "" {
+			if bridge := h.risen(m, up); bridge != "" {
 				portUp(bridge)
 			}
 		}
@@ -98,12 +99,23 @@ func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge st
 	}
 }
 
-// risenPort names the bridge of which a veth with carrier is told to be a port.
-func (h *Host) risenPort(m syscall.NetlinkMessage) string {
-	if m.Header.Type != unix.RTM_NEWLINK {
+// portsUp are the veths, by index, that are known to be ports with carrier.
+type portsUp map[int32]bool
+
+// risen names the bridge of which a veth is told to be a port with carrier, as
+// far as that is news.
+func (h *Host) risen(m syscall.NetlinkMessage, up portsUp) string {
+	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK {
 		return ""
 	}
-	if info := nl.DeserializeIfInfomsg(m.Data); info.Family == unix.AF_BRIDGE || info.Flags&unix.IFF_LOWER_UP == 0 {
+	info := nl.DeserializeIfInfomsg(m.Data)
+	switch {
+	case info.Family == unix.AF_BRIDGE: // of the port alone; the link's own message follows or came before
+		return ""
+	case m.Header.Type == unix.RTM_DELLINK, info.Flags&unix.IFF_LOWER_UP == 0:
+		delete(up, info.Index)
+		return ""
+	case up[info.Index]:
 		return ""
 	}
 	l, err := netlink.LinkDeserialize(nil, m.Data)
@@ -114,6 +126,7 @@ func (h *Host) risenPort(m syscall.NetlinkMessage) string {
 	if err != nil {
 		return "" // gone already
 	}
+	up[info.Index] = true
 	return bridge.Attrs().Name
 }
 

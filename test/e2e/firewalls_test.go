@@ -66,7 +66,7 @@ func TestFirewalls(t *testing.T) {
 			if step.act != nil {
 				step.act()
 			}
-			r.within(reconcile.MaxInterval+patience, "everything to work again", func() error {
+			r.within(2*reconcile.MaxInterval/3, "everything to work again", func() error {
 				if err := r.inZone(step.zone); err != nil {
 					return err
 				}

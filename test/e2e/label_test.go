@@ -146,10 +146,10 @@ func TestLabelInTime(t *testing.T) {
 	if err := events.Stop(t.Context(), syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
-	r.report("from network connect to the pin", spread(toPin), "")
+	r.report("from network connect to the pin (negative: pinned before)", spread(toPin), "")
 	r.report("from the pin to the first packet", spread(toPacket), "> 0")
 	r.report("containers that sent before they were pinned", fmt.Sprintf("%d of %d", early, n), "0")
-	if early > n/8 { // a machine that has other things to do is late now and then
+	if early > n/5 { // a machine that has other things to do is late now and then
 		t.Errorf("%d of %d containers sent before they were pinned", early, n)
 	}
 }
@@ -197,7 +197,8 @@ func (r *rig) connectedAt(events *lab.Process, id string) (at time.Time) {
 
 var tableChanged = regexp.MustCompile(`time=(\S+) level=INFO msg="changed the nftables table"`)
 
-// changedAfter is when the daemon last changed pins since then.
+// changedAfter is when the daemon last changed pins since then. What it removes
+// of a container that has just gone comes before what it adds.
 func (r *rig) changedAfter(since time.Time) (at time.Time) {
 	r.t.Helper()
 	r.eventually("the daemon to change pins", func() error {

@@ -28,6 +28,8 @@ var engineRoots = map[string]engineRoot{
 	"28.5":  {"forky", "sid", []string{"docker.io", "docker-cli", "docker-compose"}},
 }
 
+// rootPackages are in every root. firewalld's dependencies are on virtual packages, which debootstrap
+// does not resolve: dbus and libpam-systemd (with systemd-sysv) are what provides them.
 var rootPackages = []string{"firewalld", "dbus", "libpam-systemd", "systemd-sysv", "ufw", "iptables", "nftables", "iproute2", "conntrack", "ca-certificates", "iputils-ping", "procps"}
 
 const (
