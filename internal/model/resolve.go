@@ -51,7 +51,7 @@ func (h Host) Resolve(s Selector, eips map[netip.Addr]netip.Addr) (NIC, netip.Ad
 		if n, ok := h.NICWith(addr); ok {
 			return n, addr, nil
 		}
-		if private, ok := eips[addr]; ok {
+		if private, ok := eips[addr]; ok && s.Kind == ByIP {
 			if n, ok := h.NICWith(private); ok {
 				return n, private, nil
 			}

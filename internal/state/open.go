@@ -130,15 +130,20 @@ func openLocked(path string) (*os.File, error) {
 			return nil, errors.Join(err, f.Close())
 		}
 		// Who had the lock may have put another file in this one's place.
-		mine, err := f.Stat()
-		now, err2 := os.Stat(path)
-		if err == nil && err2 == nil && os.SameFile(mine, now) {
+		if inPlace(f, path) {
 			return f, nil
 		}
 		if err := f.Close(); err != nil {
 			return nil, fmt.Errorf("closing state file %s: %w", path, err)
 		}
 	}
+}
+
+// inPlace reports whether the open file is the one at the path.
+func inPlace(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	now, err2 := os.Stat(path)
+	return err == nil && err2 == nil && os.SameFile(mine, now)
 }
 
 // lock takes bbolt's lock on the file; closing it gives the lock back.
@@ -202,10 +207,18 @@ func open(path string, log *slog.Logger) (*Store, []string, error) {
 	s := newStore(path, log)
 	_, err := os.Lstat(path)
 	absent := errors.Is(err, fs.ErrNotExist)
+	var file *os.File
+	o := &bolt.Options{Timeout: lockTimeout, OpenFile: func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+		file, err = os.OpenFile(name, flag, mode)
+		return file, err
+	}}
 	err = guarded(func() (err error) {
-		s.db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+		s.db, err = bolt.Open(path, 0o600, o)
 		return err
 	})
+	if err == nil && !inPlace(file, path) { // while we waited for the lock, somebody set it aside
+		return nil, nil, errors.Join(newLockedError(path), s.db.Close())
+	}
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, nil, newLockedError(path)
