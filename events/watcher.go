@@ -62,7 +62,8 @@ type Watcher struct {
 
 	mu             sync.Mutex
 	engine         engine                 // nil while not up
-	soon           func(networkID string) // asks soon about a network; nil while there is no session
+	soon           func(networkID string) // asks soon about a network; nil while there is no session, as is:
+	again          func()                 // has a list made soon
 	up             bool
 	view           *View
 	failure        error // of the last attempt
@@ -101,6 +102,15 @@ func (w *Watcher) View() *View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.view
+}
+
+// Refresh asks for a full list soon, though no event says so. It does not wait.
+func (w *Watcher) Refresh() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.again != nil {
+		w.again()
+	}
 }
 
 func (w *Watcher) connected() engine {
@@ -185,7 +195,7 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	w.mu.Lock()
-	w.soon = func(networkID string) { s.hurry(ctx, networkID, "") }
+	w.soon, w.again = func(networkID string) { s.hurry(ctx, networkID, "") }, s.mark
 	w.mu.Unlock()
 	var lister sync.WaitGroup
 	silence := time.AfterFunc(identifyTimeout, func() { cancel(errors.New("no answer from /events")) })
@@ -200,7 +210,7 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 	cancel(err)
 	lister.Wait()
 	w.mu.Lock()
-	w.soon = nil
+	w.soon, w.again = nil, nil
 	w.mu.Unlock()
 	s.fast.workers.Wait()
 

@@ -311,3 +311,14 @@ func TestBrokenEngine(t *testing.T) {
 		t.Errorf("problems %v", p)
 	}
 }
+
+// TestRefresh: a list is made though nothing happened.
+func TestRefresh(t *testing.T) {
+	d := newDocker(t)
+	w := run(t, d.host())
+	w.Refresh() // nobody listens yet
+	w.untilUp()
+	at := w.View().At
+	w.Refresh()
+	w.until("another list", func() bool { return w.View().At.After(at) })
+}

@@ -39,6 +39,9 @@ func (c *collector) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		if len(c.missing) > 0 {
+			c.watcher.Refresh() // where nothing happens lists are a minute apart
+		}
 		v := c.watcher.View()
 		if v == nil || !c.watcher.Up() || v.At.Equal(c.seen) {
 			continue
