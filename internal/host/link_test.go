@@ -305,7 +305,7 @@ func TestFlushConntrackPorts(t *testing.T) {
 			"tcp 203.0.113.6:2000 172.31.0.14:53 172.31.0.14:53 203.0.113.6:2000",
 			"udp [2001:db8::6]:2000 [2001:db8::14]:514 [2001:db8::14]:514 [2001:db8::6]:2000",
 		)
-		n, err := h.FlushConntrackPorts(t.Context(), []netip.AddrPort{netip.MustParseAddrPort("172.31.0.14:53"), netip.MustParseAddrPort("[::]:514")})
+		n, err := h.FlushConntrackPorts(t.Context(), []netip.AddrPort{netip.MustParseAddrPort("172.31.0.14:53"), netip.MustParseAddrPort("[2001:db8::14]:514")})
 		if err != nil || n != 2 {
 			t.Errorf("FlushConntrackPorts: %d, %v; want 2", n, err)
 		}
