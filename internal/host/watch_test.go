@@ -145,4 +145,3 @@ func TestWatchPortUp(t *testing.T) {
 		t.Errorf("Watch ended with %v", err)
 	}
 }
-
