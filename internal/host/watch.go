@@ -20,7 +20,7 @@ import (
 const (
 	watchBuffer   = 1 << 20 // bytes; a veth's coming and going is about 50 messages
 	watchRetry    = 50 * time.Millisecond
-	watchRetryMax = 5 * time.Second
+	watchRetryMax = 500 * time.Millisecond
 )
 
 var watchGroups = []uint{
