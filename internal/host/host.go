@@ -36,6 +36,8 @@ type Originals interface {
 	Original(key string) (string, bool)
 	SetOriginal(key, value string) error
 	DeleteOriginal(key string) error
+	// MoveOriginals records values and forgets keys at once: all of it, or none.
+	MoveOriginals(set map[string]string, forget []string) error
 	OriginalKeys() []string
 }
 

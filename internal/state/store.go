@@ -246,6 +246,14 @@ func (s *Store) DeleteOriginal(key string) error {
 	return put(s, s.originals, nil, key)
 }
 
+// MoveOriginals records switches and forgets others in one transaction: all of
+// it, or none. A key of set is not to be among those to forget.
+func (s *Store) MoveOriginals(set map[string]string, forget []string) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return put(s, s.originals, set, forget...)
+}
+
 // OriginalKeys lists the recorded switches, sorted.
 func (s *Store) OriginalKeys() []string {
 	s.mu.RLock()
