@@ -38,27 +38,15 @@ type memory struct {
 func recall(o cleanupOptions) (*memory, error) {
 	path := filepath.Join(o.stateDir, "state.db")
 	m := &memory{originals: &host.MemoryOriginals{}, close: func() {}}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the state file: %w", err)
-	}
+	open := state.Open
 	if o.dryRun {
-		dir, err := os.MkdirTemp("", "eipnet-cleanup-")
-		if err != nil {
-			return nil, fmt.Errorf("copying the state file: %w", err)
-		}
-		path = filepath.Join(dir, "state.db")
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			return nil, fmt.Errorf("copying the state file: %w", errors.Join(err, os.RemoveAll(dir)))
-		}
-		m.close = func() { _ = os.RemoveAll(dir) }
+		open = state.Copy
 	}
-	store, damaged, err := state.Open(path, o.log)
+	store, damaged, err := open(path, o.log)
 	if err != nil {
-		m.close()
 		return nil, fmt.Errorf("cleaning up: %w", err)
 	}
 	if damaged != nil {
@@ -70,12 +58,10 @@ func recall(o cleanupOptions) (*memory, error) {
 			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
 		}
 	}
-	rest := m.close
 	m.close = func() {
 		if err := store.Close(); err != nil {
 			fmt.Fprintf(os.Stderr, "eipnet: %v\n", err)
 		}
-		rest()
 	}
 	return m, nil
 }

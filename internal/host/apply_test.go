@@ -232,6 +232,23 @@ func TestOriginalsOfAnotherBootAreForgotten(t *testing.T) {
 	})
 }
 
+// A state file that cannot be written keeps nobody from starting: what an earlier
+// boot left in it has no effect.
+func TestOriginalsThatCannotBeForgotten(t *testing.T) {
+	netnstest.Run(t, func() {
+		ip(t, "link add eth0 type veth peer name far0")
+		o := &singleOriginals{refuse: true}
+		_ = o.MemoryOriginals.SetOriginal("group:eth0", "another-boot 7 5")
+		h, _ := open(t, Options{Originals: o})
+		if err := h.RemoveAll(t.Context()); err == nil {
+			t.Error("nothing says that it is still remembered")
+		}
+		if g := link(t, h, "eth0").Attrs().Group; g != 0 {
+			t.Errorf("eth0 is in group %d", g)
+		}
+	})
+}
+
 func TestGroupIsSetAndPutBack(t *testing.T) {
 	netnstest.Run(t, func() {
 		ip(t, "link add eth0 type veth peer name far0", "link add eth1 type veth peer name far1", "link set eth1 group 7")

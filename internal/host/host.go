@@ -102,7 +102,7 @@ func New(o Options) (*Host, error) {
 		return nil, fmt.Errorf("opening the host: %w", err)
 	}
 	if err := host.forgetOtherBoots(); err != nil {
-		return nil, fmt.Errorf("opening the host: %w", err)
+		o.Log.Warn("what was changed before the host's start is still remembered, to no effect", slog.Any("err", err))
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
 	if err != nil {

@@ -42,6 +42,7 @@ const (
 	CodeContested      Code = "contested"        // somebody keeps undoing what we write
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
+	CodeStateReadOnly  Code = "state-read-only"  // the state file cannot be written
 	CodeSettingUnused  Code = "setting-unused"   // a flag that matches nothing, or a variable that is none
 )
 
