@@ -30,14 +30,17 @@ type memory struct {
 	originals host.Originals
 	networks  []model.Network // of eipnet's own
 	bridges   []string        // of those
-	close     func()
+	// lost: there is none, or nothing in it: where anything of ours is found, it
+	// is not known what the host was like.
+	lost  bool
+	close func()
 }
 
 // recall opens the state file. Where there is none, none is made; for a dry
 // run a copy is read, as a daemon may have it and nothing is to be changed.
 func recall(o cleanupOptions) (*memory, error) {
 	path := filepath.Join(o.stateDir, "state.db")
-	m := &memory{originals: &host.MemoryOriginals{}, close: func() {}}
+	m := &memory{originals: &host.MemoryOriginals{}, lost: true, close: func() {}}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}
@@ -52,7 +55,7 @@ func recall(o cleanupOptions) (*memory, error) {
 	if damaged != nil {
 		fmt.Fprintf(os.Stderr, "eipnet: %v\n", damaged)
 	}
-	m.originals = store
+	m.originals, m.lost = store, store.Fresh()
 	for _, n := range store.Networks() {
 		if !n.Stock {
 			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
@@ -153,6 +156,19 @@ func lookAtDocker(ctx context.Context, o cleanupOptions) *events.View {
 	w := events.New(events.Options{Log: o.log, Host: o.dockerHost, Poke: cancel})
 	_ = w.Run(ctx) // ends with the first list, or out of patience
 	return w.View()
+}
+
+// unknown lists the switches that may have been ours, where something of ours is
+// there and nothing says what they were before.
+func (l *leftovers) unknown(ctx context.Context, m *memory, found []string) ([]string, error) {
+	if !m.lost || !slices.ContainsFunc(found, func(item string) bool { return !strings.HasPrefix(item, "file ") }) {
+		return nil, nil
+	}
+	alike, err := l.links.Alike(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking for sysctls that may be eipnet's: %w", err)
+	}
+	return alike, nil
 }
 
 // files lists our sockets and state files.
