@@ -99,7 +99,11 @@ func withoutDisk(path string, cause error, before *model.Problem, log *slog.Logg
 		return nil, nil, errors.Join(cause, err)
 	}
 	s.held = held
-	text := fmt.Sprintf("cannot be written (%v): a copy in memory is used, and nothing new is remembered over a restart of eipnet or of the host", cause)
+	short := cause
+	if errno, is := errors.AsType[unix.Errno](cause); is {
+		short = errno // the log has all of it
+	}
+	text := fmt.Sprintf("cannot be written (%v): a copy in memory is used, and nothing new is remembered over a restart of eipnet or of the host", short)
 	for _, p := range []*model.Problem{before, damage} {
 		if p != nil {
 			text += "; " + p.Text
