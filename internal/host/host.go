@@ -145,25 +145,38 @@ type tables struct {
 	links   []netlink.Link
 	byName  map[string]netlink.Link
 	bridges map[int]bool           // by link index
+	vrfs    map[int]string         // names, by link index
 	inside  map[int]bool           // those of container networks
 	addrs   map[int][]netlink.Addr // by link index; IPv4 first, secondary ones after primaries
 	routes  []netlink.Route        // unicast, not ours, one per next hop
+}
+
+func newTables(links []netlink.Link) *tables {
+	t := &tables{
+		links: links, byName: make(map[string]netlink.Link), bridges: make(map[int]bool), vrfs: make(map[int]string),
+		inside: make(map[int]bool), addrs: make(map[int][]netlink.Addr),
+	}
+	for _, l := range links {
+		at := l.Attrs()
+		t.byName[at.Name] = l
+		t.bridges[at.Index] = l.Type() == "bridge"
+		t.inside[at.Index] = isOurs(l) || isDocker(l)
+		if l.Type() == "vrf" {
+			t.vrfs[at.Index] = at.Name
+		}
+	}
+	return t
 }
 
 func (h *Host) readLinks(ctx context.Context) (*tables, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("reading the host: %w", err)
 	}
-	t := &tables{byName: make(map[string]netlink.Link), bridges: make(map[int]bool), inside: make(map[int]bool), addrs: make(map[int][]netlink.Addr)}
-	var err error
-	if t.links, err = dump(h.handle.LinkList); err != nil {
+	links, err := dump(h.handle.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	for _, l := range t.links {
-		t.byName[l.Attrs().Name] = l
-		t.bridges[l.Attrs().Index] = l.Type() == "bridge"
-		t.inside[l.Attrs().Index] = isOurs(l) || isDocker(l)
-	}
+	t := newTables(links)
 	addrs, err := dump(func() ([]netlink.Addr, error) { return h.handle.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
