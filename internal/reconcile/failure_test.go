@@ -56,7 +56,8 @@ func TestFailureOfOneObject(t *testing.T) {
 type fullDisk struct{ storePart }
 
 func (fullDisk) SetNICIDs(map[string]model.NICID) error { return errors.New("no space left on device") }
-func (fullDisk) PutNetwork(model.Network) error         { return errors.New("no space left on device") }
+
+func (fullDisk) PutNetwork(model.Network) error { return errors.New("no space left on device") }
 
 // A store that takes nothing is told, and refuses no container. As long as that
 // lasts, no NIC takes the number of another one.

@@ -103,10 +103,10 @@ func withoutDisk(path string, cause error, before *model.Problem, log *slog.Logg
 	if errno, is := errors.AsType[unix.Errno](cause); is {
 		short = errno // the log has all of it
 	}
-	text := fmt.Sprintf("cannot be written (%v): a copy in memory is used, and nothing new is remembered over a restart of eipnet or of the host", short)
+	text := []string{fmt.Sprintf("cannot be written (%v): a copy in memory is used, and nothing new is remembered over a restart of eipnet or of the host", short)}
 	for _, p := range []*model.Problem{before, damage} {
 		if p != nil {
-			text += "; " + p.Text
+			text = append(text, p.Text)
 		}
 	}
 	log.Error("state file cannot be written; a copy in memory is used", slog.String("path", path), slog.Any("err", cause))
@@ -114,7 +114,7 @@ func withoutDisk(path string, cause error, before *model.Problem, log *slog.Logg
 		Code:     model.CodeStateReadOnly,
 		Severity: model.Failure,
 		Subject:  path,
-		Text:     text,
+		Text:     strings.Join(text, "; "),
 		Fix:      "make room, or the file system writable, and restart eipnet; networks that are made until then have to be made again",
 	}, nil
 }
