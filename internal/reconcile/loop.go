@@ -175,6 +175,7 @@ func New(o Options) (*Loop, error) {
 	if err := o.Settings.Mask.Validate(); err != nil {
 		return nil, err
 	}
+	o.Store = &steadyIDs{Store: o.Store}
 	return &Loop{
 		o:        o,
 		poke:     make(chan struct{}, 1),
