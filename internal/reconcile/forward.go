@@ -12,11 +12,16 @@ import (
 // that waits for a lock that others may have, or hangs. The rest is done beside the loop.
 const forwardPatience = 500 * time.Millisecond
 
+// forwardPause is the least time between two runs. As long as others change the
+// chain again and again it grows up to the retry interval.
+const forwardPause = 200 * time.Millisecond
+
 // accepting is what the loop knows of the accepts in Docker's chain.
 type accepting struct {
 	reason  atomic.Bool    // somebody changed the chain
 	bridges string         // of the last time that it was done
 	looked  time.Time      // when it was last begun
+	pause   time.Duration  // from then on, until it is begun for a reason
 	next    time.Time      // when it is begun again without a reason
 	running chan forwarded // nil: it does not run
 	failed  error
@@ -31,12 +36,19 @@ type forwarded struct {
 }
 
 // due reports whether it has to be looked at: when our bridges changed, in a
-// sweep, when the chain was changed (but not more often than once per retry
-// interval), as long as it was not done (where eipnet starts before Docker, the
-// chain comes later), and after a failure less and less often.
+// sweep, when the chain was changed (with a pause between), as long as it was not
+// done (where eipnet starts before Docker, the chain comes later), and after a
+// failure less and less often.
 func (a *accepting) due(bridges string, now time.Time) bool {
-	if next := a.looked.Add(RetryInterval); a.reason.Swap(false) && next.Before(a.next) {
-		a.next = next
+	if a.reason.Swap(false) {
+		if now.Sub(a.looked) > 5*RetryInterval || a.pause == 0 {
+			a.pause = forwardPause
+		} else if !now.Before(a.looked.Add(a.pause)) {
+			a.pause = min(2*a.pause, RetryInterval)
+		}
+		if next := a.looked.Add(a.pause); next.Before(a.next) {
+			a.next = next
+		}
 	}
 	if a.failed != nil {
 		return !now.Before(a.looked.Add(a.retry))
