@@ -30,14 +30,16 @@ func (d *Driver) Attach(ctx context.Context, p model.Program) (model.Attachment,
 	if !d.labels.Up() {
 		return model.Attachment{}, errors.New("docker does not answer, and whether the host may forward packets is not decided before it does")
 	}
+	var rebind model.Rebind
 	if p.As != "" {
 		e, err := d.hostEntry(p.As)
 		if err != nil {
 			return model.Attachment{}, err
 		}
 		p.Options, p.Publishes = e.Options, e.Publishes
+		rebind, _ = d.store.Rebind(e.ID())
 	}
-	wishes, err := d.checkProgram(ctx, p)
+	wishes, err := d.checkProgram(ctx, p, rebind.Options)
 	if err != nil {
 		return model.Attachment{}, err
 	}
@@ -67,9 +69,13 @@ func (d *Driver) hostEntry(name string) (model.HostEntry, error) {
 	return model.HostEntry{}, fmt.Errorf("there is no host entry %s: see eipnet host ls", name)
 }
 
-// checkProgram refuses what could not work.
-func (d *Driver) checkProgram(ctx context.Context, p model.Program) ([]wish, error) {
+// checkProgram refuses what could not work. rebind is what was said of the host
+// entry that it is to join; nil: nothing.
+func (d *Driver) checkProgram(ctx context.Context, p model.Program, rebind map[string]string) ([]wish, error) {
 	pin, err := model.ParsePinOptions(p.Options)
+	if err == nil && rebind != nil {
+		pin, err = model.ParsePinOptions(rebind)
+	}
 	if err != nil {
 		return nil, err
 	}

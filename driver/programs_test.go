@@ -95,6 +95,20 @@ func TestAttachAs(t *testing.T) {
 	nothing(t, w)
 }
 
+// What counts is where a host entry is now: it was rebound from a NIC that is gone.
+func TestAttachAsRebound(t *testing.T) {
+	w := drivertest.New()
+	w.Store.Hosts = []model.HostEntry{{Name: "web", Address: netip.MustParseAddr("10.7.0.9"), Options: map[string]string{model.KeyNIC: "eth7"}}}
+	d := driver.New(w.Options())
+	if _, err := d.Attach(t.Context(), model.Program{Name: "server", As: "web"}); err == nil || !strings.Contains(err.Error(), "no such NIC") {
+		t.Errorf("by a NIC that is not there: %v", err)
+	}
+	w.Store.SetRebind(model.Rebind{ContainerID: w.Store.Hosts[0].ID(), Options: map[string]string{model.KeyNIC: "eth1"}})
+	if _, err := d.Attach(t.Context(), model.Program{Name: "server", As: "web"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Docker's own endpoints are not removed as programs.
 func TestDetachForeign(t *testing.T) {
 	w := drivertest.New()

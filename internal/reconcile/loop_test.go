@@ -23,6 +23,7 @@ import (
 // world is a behaving fake of everything around the loop: the host, the
 // kernel's three tables, the port sockets, the store and Docker.
 type world struct {
+	entries   []model.HostEntry
 	mu        sync.Mutex
 	host      model.Host
 	links     plan.Links
@@ -243,7 +244,11 @@ func (p storePart) Networks() []model.Network {
 	return slices.Clone(p.networks)
 }
 
-func (p storePart) HostEntries() []model.HostEntry { return nil }
+func (p storePart) HostEntries() []model.HostEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.entries)
+}
 func (p storePart) Endpoints() []model.Endpoint {
 	p.mu.Lock()
 	defer p.mu.Unlock()
