@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
 )
@@ -25,10 +26,35 @@ var programSubnets = []netip.Prefix{
 	netip.MustParsePrefix("198.19.240.0/20"),
 }
 
+// How long Attach waits for Docker, which may be starting just now, and how
+// often it looks.
+const (
+	dockerWait = 10 * time.Second
+	dockerLook = 100 * time.Millisecond
+)
+
+// awaitDocker waits until Docker's event stream is connected.
+func (d *Driver) awaitDocker(ctx context.Context) error {
+	giveUp := time.NewTimer(dockerWait)
+	defer giveUp.Stop()
+	tick := time.NewTicker(dockerLook)
+	defer tick.Stop()
+	for !d.labels.Up() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-giveUp.C:
+			return errors.New("docker does not answer, and whether the host may forward packets is not decided before it does")
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
 // Attach makes an endpoint for a program. On an error nothing of it is left.
 func (d *Driver) Attach(ctx context.Context, p model.Program) (model.Attachment, error) {
-	if !d.labels.Up() {
-		return model.Attachment{}, errors.New("docker does not answer, and whether the host may forward packets is not decided before it does")
+	if err := d.awaitDocker(ctx); err != nil {
+		return model.Attachment{}, err
 	}
 	var rebind model.Rebind
 	if p.As != "" {

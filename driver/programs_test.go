@@ -1,9 +1,13 @@
 package driver_test
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -171,12 +175,24 @@ func TestProgramsSubnet(t *testing.T) {
 	}
 }
 
-// Whether the host may forward is Docker's to decide first.
+// Whether the host may forward is Docker's to decide first. It may be starting.
 func TestAttachWithoutDocker(t *testing.T) {
-	w := drivertest.New()
-	w.Labels.Set(false, false)
-	if a, err := driver.New(w.Options()).Attach(t.Context(), program("web")); err == nil {
-		t.Errorf("attached %+v", a)
-	}
-	nothing(t, w)
+	synctest.Test(t, func(t *testing.T) {
+		w := drivertest.New()
+		w.Labels.Set(false, false)
+		d := driver.New(w.Options())
+		if a, err := d.Attach(t.Context(), program("web")); err == nil || !strings.Contains(err.Error(), "docker does not answer") {
+			t.Errorf("attached %+v, %v", a, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if a, err := d.Attach(ctx, program("web")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("attached %+v, %v", a, err)
+		}
+		nothing(t, w)
+		time.AfterFunc(5*time.Second, func() { w.Labels.Set(true, false) })
+		if _, err := d.Attach(t.Context(), program("web")); err != nil {
+			t.Errorf("when Docker is there: %v", err)
+		}
+	})
 }

@@ -72,7 +72,7 @@ func (n *NIC) Check() error {
 // local reports whether the address is this host itself.
 func local(a netip.Addr) (bool, error) {
 	a = a.Unmap()
-	if a.IsLoopback() {
+	if a.IsLoopback() || a.IsUnspecified() {
 		return true, nil
 	}
 	s, err := openRoute()
