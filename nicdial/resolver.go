@@ -76,9 +76,7 @@ func realServers(path string) ([]netip.AddrPort, error) {
 		if err != nil {
 			continue
 		}
-		if here, err := local(a); err != nil {
-			return nil, err
-		} else if !here {
+		if here, err := local(a); err != nil || !here { // an error comes again when it is asked
 			out = append(out, netip.AddrPortFrom(a, 53))
 		}
 	}

@@ -158,13 +158,13 @@ func TestJoinedFollows(t *testing.T) {
 			tc.edit(&in)
 		}
 		d, _ := plan.Compute(in)
-		got := d.Pins[len(d.Pins)-1].NIC
+		got := []string{d.Pins[len(d.Pins)-1].NIC}
 		for _, p := range d.Ports {
 			if p.Endpoint == "zz" {
-				got += " " + netip.AddrPortFrom(p.Forward.Addr, p.Forward.Port).String()
+				got = append(got, netip.AddrPortFrom(p.Forward.Addr, p.Forward.Port).String())
 			}
 		}
-		if got != tc.want || len(d.Ports) != 1 || in.Endpoints[len(in.Endpoints)-1].Options[model.KeyNIC] != "eth1" {
+		if strings.Join(got, " ") != tc.want || len(d.Ports) != 1 || in.Endpoints[len(in.Endpoints)-1].Options[model.KeyNIC] != "eth1" {
 			t.Errorf("%s: %s, want %s; ports %v", name, got, tc.want, d.Ports)
 		}
 	}

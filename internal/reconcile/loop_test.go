@@ -249,6 +249,7 @@ func (p storePart) HostEntries() []model.HostEntry {
 	defer p.mu.Unlock()
 	return slices.Clone(p.entries)
 }
+
 func (p storePart) Endpoints() []model.Endpoint {
 	p.mu.Lock()
 	defer p.mu.Unlock()
