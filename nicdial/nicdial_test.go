@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -217,6 +219,50 @@ func TestControlDial(t *testing.T) {
 			t.Error("the dialer may take further paths")
 		}
 	})
+}
+
+// A listener without a host goes on when the NIC gets another address.
+func TestListenFollows(t *testing.T) {
+	server, client := netnstest.New(t), netnstest.New(t)
+	var l net.Listener
+	server.Do(func() {
+		veth(t, "172.31.0.14/20")
+		check(t, netlink.LinkSetNsFd(must(netlink.LinkByName("bare")), client.FD()))
+		var err error
+		l, err = must(New("eth1")).Listen(t.Context(), "tcp", ":0")
+		check(t, err)
+	})
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	call := func(host string) {
+		t.Helper()
+		client.Do(func() {
+			d := net.Dialer{Timeout: 10 * time.Second}
+			c, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)))
+			check(t, err)
+			c.Close()
+		})
+	}
+	client.Do(func() {
+		bare := must(netlink.LinkByName("bare"))
+		check(t, netlink.AddrAdd(bare, must(netlink.ParseAddr("172.31.0.1/20"))))
+		check(t, netlink.LinkSetUp(bare))
+	})
+	call("172.31.0.14")
+	server.Do(func() {
+		eth1 := must(netlink.LinkByName("eth1"))
+		check(t, netlink.AddrDel(eth1, must(netlink.ParseAddr("172.31.0.14/20"))))
+		check(t, netlink.AddrAdd(eth1, must(netlink.ParseAddr("172.31.0.77/20"))))
+	})
+	call("172.31.0.77")
 }
 
 // Whom a listener answers to: the mark is of those.
