@@ -23,7 +23,6 @@ import (
 // world is a behaving fake of everything around the loop: the host, the
 // kernel's three tables, the port sockets, the store and Docker.
 type world struct {
-	entries   []model.HostEntry
 	mu        sync.Mutex
 	host      model.Host
 	links     plan.Links
@@ -53,6 +52,8 @@ type world struct {
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
+
+	entries []model.HostEntry
 }
 
 // do changes the world while the loop may be looking.
