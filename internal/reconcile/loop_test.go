@@ -54,6 +54,8 @@ type world struct {
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
+
+	entries []model.HostEntry
 }
 
 // do changes the world while the loop may be looking.
@@ -253,7 +255,12 @@ func (p storePart) Networks() []model.Network {
 	return slices.Clone(p.networks)
 }
 
-func (p storePart) HostEntries() []model.HostEntry { return nil }
+func (p storePart) HostEntries() []model.HostEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.entries)
+}
+
 func (p storePart) Endpoints() []model.Endpoint {
 	p.mu.Lock()
 	defer p.mu.Unlock()
