@@ -126,7 +126,7 @@ func TestAcceptsAreLookedAfter(t *testing.T) {
 		}
 		time.Sleep(reconcile.RetryInterval) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
-		if n := w.forwardings - before; n < 4 || n > 7 {
+		if n := w.forwardings - before; n < 4 || n > 9 {
 			t.Errorf("iptables ran %d times in four seconds", n)
 		}
 		if len(w.bridges) != 1 {
