@@ -39,6 +39,8 @@ type Host interface {
 // Router applies ip rules and routes.
 type Router interface {
 	Apply(ctx context.Context, r plan.Routing, prune bool) (changed bool, err error)
+	// NICIDs tells the NICs' ids as the kernel's tables have them now.
+	NICIDs() (map[string]model.NICID, error)
 }
 
 // Firewall applies marks, NAT and guard.
@@ -161,6 +163,7 @@ type Loop struct {
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
+	ids       map[string]model.NICID     // of NICs as an earlier process has left them in the kernel; nil: they are remembered
 	onHost    bool                       // something was decided about a container on the host's network since the start
 	stale     bool                       // flows may have begun by another way: flushStale has to look
 	rival     rivalry
@@ -314,7 +317,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// inherit remembers what an earlier process has left pinned in the kernel.
+// inherit remembers what an earlier process has left in the kernel: what is
+// pinned, and the NICs' ids.
 func (l *Loop) inherit() {
 	pinned, err := l.o.Firewall.Pinned()
 	if err != nil {
@@ -324,6 +328,32 @@ func (l *Loop) inherit() {
 	for _, a := range pinned {
 		l.inherited[a] = true
 	}
+	if l.ids, err = l.o.Router.NICIDs(); err != nil {
+		l.o.Log.Warn("which table was which NIC's is not known", slog.Any("err", err))
+	}
+}
+
+// nicIDs are the NICs' ids as they are remembered. Where one is not, as the state
+// was lost, it is the one that the kernel has: with another, its old routes would
+// lead what is pinned to a NIC astray, and marks of connections would mean another.
+func (l *Loop) nicIDs() map[string]model.NICID {
+	ids := l.o.Store.NICIDs()
+	if len(l.ids) == 0 {
+		return ids
+	}
+	if ids == nil {
+		ids = make(map[string]model.NICID)
+	}
+	taken := make(map[model.NICID]bool, len(ids))
+	for _, id := range ids {
+		taken[id] = true
+	}
+	for name, id := range l.ids {
+		if _, known := ids[name]; !known && !taken[id] {
+			ids[name] = id
+		}
+	}
+	return ids
 }
 
 // idle is how long the loop waits for a poke before it passes all the same.

@@ -35,6 +35,7 @@ type sim struct {
 	disk   *disk
 	daemon *daemon
 	faults faults
+	lost   bool     // Docker has things of ours that the disk lacked
 	deaths int      // of daemons that wrote as much as they should
 	wrote  []string // by daemons, to kernel and disk
 }
@@ -210,6 +211,7 @@ func (v simView) View() (out reconcile.DockerView, ok bool) {
 	v.do(func() {
 		if ok = v.view != nil; ok {
 			out = *v.view
+			out.Incomplete = v.lost
 		}
 	})
 	return out, ok

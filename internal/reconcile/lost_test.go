@@ -1,0 +1,115 @@
+package reconcile_test
+
+import (
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eipnet/eipnet/internal/model"
+)
+
+// run is docker run.
+func (s *sim) run(c *dockerContainer) *dockerContainer {
+	s.t.Helper()
+	s.do(func() { s.engine.containers[c.name] = c })
+	if err := s.engine.begin(c); err != nil {
+		s.t.Fatal(err)
+	}
+	wait(time.Second)
+	return c
+}
+
+func (s *sim) leavesBy(when string, c *dockerContainer, nic string) {
+	s.t.Helper()
+	if got := s.leaves(c); got.nic != nic {
+		s.t.Errorf("%s: %s leaves by %v, want %q", when, c.name, got, nic)
+	}
+}
+
+// twoWays is a sim in which ours, on a network of ours, is pinned to eth1 and
+// theirs, on one of Docker's, to eth2; eth1 has the lower id.
+func twoWays(t *testing.T) (s *sim, ours, theirs *dockerContainer) {
+	t.Helper()
+	s = newSim(t, 1)
+	s.engine.moves = func(*dockerContainer) {}
+	s.start(0)
+	for name, subnet := range map[string]string{"net0": "172.19.0.0/16", "net1": "172.20.0.0/16"} {
+		if err := s.engine.createNetwork(name, name == "net0", netip.MustParsePrefix(subnet), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours = s.run(&dockerContainer{id: "c1", name: "ours", labels: map[string]string{"eip.nic": "eth1"}, networks: []string{"net0"}})
+	theirs = s.run(&dockerContainer{id: "c2", name: "theirs", labels: map[string]string{"eip.nic": "eth2"}, networks: []string{"net1"}})
+	s.leavesBy("before", ours, "eth1")
+	s.leavesBy("before", theirs, "eth2")
+	return s, ours, theirs
+}
+
+// A state file that is lost takes the NICs' ids along; with others the old
+// routes would lead elsewhere.
+func TestLostStateKeepsNICIDs(t *testing.T) {
+	for _, fault := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s, ours, theirs := twoWays(t)
+			ids := s.disk.ids
+			s.stop(true)
+			s.do(func() { s.disk, s.lost, s.faults.disk = newDisk(), true, fault })
+			s.start(0)
+			wait(time.Second)
+			s.leavesBy("after", ours, "eth1")
+			s.leavesBy("after", theirs, "eth2")
+			s.do(func() { s.faults.disk = false })
+			wait(2 * time.Second)
+			if !equal(s.disk.ids, ids) {
+				t.Errorf("ids %v, were %v", s.disk.ids, ids)
+			}
+			s.stop(true)
+		})
+	}
+}
+
+// Of one NIC alone the id may be lost, and another's may not be given to it.
+func TestLostNICID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ours, theirs := twoWays(t)
+		s.stop(true)
+		s.do(func() {
+			s.disk.ids = map[string]model.NICID{"eth9": 2} // eth2's is taken by now
+			s.lost = true
+		})
+		s.start(0)
+		wait(time.Second)
+		s.leavesBy("after", ours, "eth1")
+		if got := s.leaves(theirs); got.nic != "eth2" && got != (exit{}) {
+			t.Errorf("leaves by %v", got)
+		}
+		if s.disk.ids["eth1"] != 1 || s.disk.ids["eth2"] != 3 {
+			t.Errorf("ids %v", s.disk.ids)
+		}
+		s.stop(true)
+	})
+}
+
+// A gateway that DHCP gives is followed also while nothing is taken away.
+func TestGatewayChangesWhileStateIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ours, theirs := twoWays(t)
+		s.stop(true)
+		s.do(func() { s.disk, s.lost = newDisk(), true })
+		s.start(0)
+		wait(time.Second)
+		next := netip.MustParseAddr("10.9.0.2")
+		s.do(func() { s.kernel.links["eth2"].gateway = next })
+		s.poke()
+		wait(time.Second)
+		s.leavesBy("after", ours, "eth1")
+		s.leavesBy("after", theirs, "eth2")
+		s.do(func() {
+			if rt, _ := s.kernel.lookup(model.NICID(2).Table()); rt.Via != next {
+				t.Errorf("eth2's route is %+v", rt)
+			}
+		})
+		s.stop(true)
+	})
+}
