@@ -31,6 +31,7 @@ const (
 	CodeBesidePin      Code = "beside-pin"       // a pinned container is on a network out of reach
 	CodeNetworkLabel   Code = "network-label"    // eip.* labels of a network of ours, without effect
 	CodeNetworkUnknown Code = "network-unknown"  // Docker has a network of ours that the state lacks
+	CodeEndpointLost   Code = "endpoint-unknown" // Docker has a container on a network of ours that the state lacks
 	CodePending        Code = "pending"          // labels not known yet
 	CodePortTaken      Code = "port-taken"       // a published port could not be reserved
 	CodeAddressClash   Code = "address-clash"    // a host entry's address is somebody else's, too

@@ -101,8 +101,8 @@ type DockerView struct {
 	Endpoints  []model.Endpoint           // on those
 	Strays     []model.Stray
 	Beside     []model.Beside
-	// Incomplete: Docker knows networks of ours that we do not (our state was
-	// lost). Nothing is taken away then.
+	// Incomplete: Docker knows networks or endpoints of ours that we do not (our
+	// state was lost, or a part of it). Nothing is taken away then.
 	Incomplete bool
 }
 

@@ -113,3 +113,40 @@ func TestGatewayChangesWhileStateIsLost(t *testing.T) {
 		s.stop(true)
 	})
 }
+
+// One endpoint's record is lost, and the rest of the file is there: what runs
+// goes on, and the restart that the problem asks for mends it.
+func TestLostEndpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ours, theirs := twoWays(t)
+		s.stop(true)
+		s.do(func() {
+			delete(s.disk.endpoints, ours.at[0].endpoint)
+			s.lost = true
+		})
+		s.start(0)
+		wait(time.Minute)
+		s.leavesBy("lost", ours, "eth1")
+		s.leavesBy("lost", theirs, "eth2")
+		s.engine.end(ours, true)
+		s.run(ours)
+		s.leavesBy("restarted", ours, "eth1")
+		s.do(func() { s.lost = false })
+		s.poke()
+		wait(time.Second)
+		s.leavesBy("all known", ours, "eth1")
+		s.leavesBy("all known", theirs, "eth2")
+		s.do(func() {
+			veths := 0
+			for _, l := range s.kernel.links {
+				if l.kind == "veth" && l.alias != "" {
+					veths++
+				}
+			}
+			if veths != 1 || len(s.kernel.table.Sources) != 2 {
+				t.Errorf("%d veths, sources %+v", veths, s.kernel.table.Sources)
+			}
+		})
+		s.stop(true)
+	})
+}
