@@ -43,6 +43,7 @@ const (
 	CodeContested      Code = "contested"        // somebody keeps undoing what we write
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
+	CodeStateLost      Code = "state-lost"       // what was said by command is forgotten, as the state file was lost
 	CodeSettingUnused  Code = "setting-unused"   // a flag that matches nothing, or a variable that is none
 )
 

@@ -124,6 +124,8 @@ type Options struct {
 	// DeviceErrors mark errors of the Router about a route whose device is
 	// missing or down.
 	DeviceErrors []error
+	// StateLost: the store has been begun anew at this start, or lacks records.
+	StateLost bool
 	// Culprit names the process that was last seen to undo something of ours;
 	// empty where the kernel did not tell.
 	Culprit func() string
@@ -163,6 +165,8 @@ type Loop struct {
 	accepts   atomic.Bool                // it has a reason
 	undone    atomic.Bool                // somebody changed the firewall's tables
 	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
+	lost      map[string]bool            // endpoints that were pinned when the state was lost, and of which that is not remembered yet
+	forgot    bool                       // something was pinned when the state was lost
 	ids       map[string]model.NICID     // of NICs as an earlier process has left them in the kernel; nil: they are remembered
 	onHost    bool                       // something was decided about a container on the host's network since the start
 	stale     bool                       // flows may have begun by another way: flushStale has to look
@@ -328,6 +332,7 @@ func (l *Loop) inherit() {
 	for _, a := range pinned {
 		l.inherited[a] = true
 	}
+	l.forgot = l.o.StateLost && len(pinned) > 0
 	if l.ids, err = l.o.Router.NICIDs(); err != nil {
 		l.o.Log.Warn("which table was which NIC's is not known", slog.Any("err", err))
 	}

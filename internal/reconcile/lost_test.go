@@ -2,6 +2,7 @@ package reconcile_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,8 +53,8 @@ func TestLostStateKeepsNICIDs(t *testing.T) {
 	for _, fault := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s, ours, theirs := twoWays(t)
-			ids := s.disk.ids
 			s.stop(true)
+			ids := s.disk.ids
 			s.do(func() { s.disk, s.lost, s.faults.disk = newDisk(), true, fault })
 			s.start(0)
 			wait(time.Second)
@@ -61,9 +62,11 @@ func TestLostStateKeepsNICIDs(t *testing.T) {
 			s.leavesBy("after", theirs, "eth2")
 			s.do(func() { s.faults.disk = false })
 			wait(2 * time.Second)
-			if !equal(s.disk.ids, ids) {
-				t.Errorf("ids %v, were %v", s.disk.ids, ids)
-			}
+			s.do(func() {
+				if !equal(s.disk.ids, ids) {
+					t.Errorf("ids %v, were %v", s.disk.ids, ids)
+				}
+			})
 			s.stop(true)
 		})
 	}
@@ -84,9 +87,11 @@ func TestLostNICID(t *testing.T) {
 		if got := s.leaves(theirs); got.nic != "eth2" && got != (exit{}) {
 			t.Errorf("leaves by %v", got)
 		}
-		if s.disk.ids["eth1"] != 1 || s.disk.ids["eth2"] != 3 {
-			t.Errorf("ids %v", s.disk.ids)
-		}
+		s.do(func() {
+			if s.disk.ids["eth1"] != 1 || s.disk.ids["eth2"] != 3 {
+				t.Errorf("ids %v", s.disk.ids)
+			}
+		})
 		s.stop(true)
 	})
 }
@@ -147,6 +152,136 @@ func TestLostEndpoint(t *testing.T) {
 				t.Errorf("%d veths, sources %+v", veths, s.kernel.table.Sources)
 			}
 		})
+		s.stop(true)
+	})
+}
+
+// problems are those of a code, by subject.
+func (s *sim) problems(code model.Code) (subjects []string) {
+	s.t.Helper()
+	res, err := s.daemon.loop.Last(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, p := range res.Problems {
+		if p.Code == code {
+			subjects = append(subjects, p.Subject)
+		}
+	}
+	return subjects
+}
+
+// rebound is a sim in which app, on one of Docker's networks and without a
+// label, was rebound to eth1, and next to it free, which never was, and then
+// the disk was lost.
+func rebound(t *testing.T) (s *sim, app *dockerContainer) {
+	t.Helper()
+	s = newSim(t, 1)
+	s.engine.moves = func(*dockerContainer) {}
+	s.start(0)
+	if err := s.engine.createNetwork("net1", false, netip.MustParsePrefix("172.20.0.0/16"), nil); err != nil {
+		t.Fatal(err)
+	}
+	app = s.run(&dockerContainer{id: "c1", name: "app", networks: []string{"net1"}})
+	free := s.run(&dockerContainer{id: "c2", name: "free", networks: []string{"net1"}})
+	labelled := s.run(&dockerContainer{id: "c3", name: "labelled", labels: map[string]string{"eip.nic": "eth2"}, networks: []string{"net1"}})
+	if _, err := s.daemon.loop.Rebind(t.Context(), "app", map[string]string{"eip.nic": "eth1"}); err != nil {
+		t.Fatal(err)
+	}
+	s.leavesBy("rebound", app, "eth1")
+	s.stop(true)
+	s.do(func() { s.disk, s.fresh = newDisk(), true })
+	s.start(0)
+	wait(time.Minute)
+	s.leavesBy("state lost", app, "")
+	s.leavesBy("state lost", free, "eth0")
+	s.leavesBy("state lost", labelled, "eth2")
+	if got, want := s.problems(model.CodeStateLost), []string{"app", "state file"}; !slices.Equal(got, want) {
+		t.Errorf("problems about %q, want %q", got, want)
+	}
+	s.do(func() {
+		if len(s.disk.rebinds) != 1 {
+			t.Errorf("remembered %+v", s.disk.rebinds)
+		}
+	})
+	return s, app
+}
+
+// A container that was rebound does not leave by the host's routing when that is
+// forgotten, and other daemons know it, too.
+func TestLostRebindIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, app := rebound(t)
+		for _, kill := range []bool{false, true} {
+			s.stop(kill)
+			s.do(func() { s.fresh = false })
+			s.start(0)
+			wait(time.Minute)
+			s.leavesBy("another daemon", app, "")
+			if got, want := s.problems(model.CodeStateLost), []string{"app"}; !slices.Equal(got, want) {
+				t.Errorf("problems about %q, want %q", got, want)
+			}
+		}
+		s.stop(true)
+	})
+}
+
+// What ends it: the container is restarted or connected anew, or somebody says where it belongs.
+func TestLostRebindEnds(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end func(*sim, *dockerContainer) error
+		nic string
+	}{
+		"restart": {func(s *sim, c *dockerContainer) error { s.engine.end(c, true); return s.engine.begin(c) }, "eth0"},
+		"rebind": {func(s *sim, _ *dockerContainer) error {
+			_, err := s.daemon.loop.Rebind(s.t.Context(), "app", map[string]string{"eip.nic": "eth2"})
+			return err
+		}, "eth2"},
+		"clear": {func(s *sim, _ *dockerContainer) error {
+			_, err := s.daemon.loop.Rebind(s.t.Context(), "app", nil)
+			return err
+		}, "eth0"},
+		"rebind and clear": {func(s *sim, _ *dockerContainer) error {
+			_, err := s.daemon.loop.Rebind(s.t.Context(), "app", map[string]string{"eip.nic": "eth2"})
+			if err == nil {
+				_, err = s.daemon.loop.Rebind(s.t.Context(), "app", nil)
+			}
+			return err
+		}, "eth0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, app := rebound(t)
+				if err := tt.end(s, app); err != nil {
+					t.Error(err)
+				}
+				wait(time.Second)
+				s.leavesBy("after it", app, tt.nic)
+				if got := s.problems(model.CodeStateLost); slices.Contains(got, "app") {
+					t.Errorf("problems about %q", got)
+				}
+				s.stop(true)
+				s.do(func() { s.fresh = false })
+				s.start(0)
+				wait(time.Second)
+				s.leavesBy("another daemon", app, tt.nic)
+				s.stop(true)
+			})
+		})
+	}
+}
+
+// A rebind that fails leaves the container held, as it was.
+func TestFailedRebindOfAHeldContainer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, app := rebound(t)
+		s.do(func() { s.faults.table = true })
+		if _, err := s.daemon.loop.Rebind(t.Context(), "app", map[string]string{"eip.nic": "eth2"}); err == nil {
+			t.Error("rebound though the table could not be written")
+		}
+		s.do(func() { s.faults.table = false })
+		wait(time.Minute)
+		s.leavesBy("after it", app, "")
 		s.stop(true)
 	})
 }

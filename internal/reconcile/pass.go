@@ -42,6 +42,7 @@ func (l *Loop) pass(ctx context.Context) *Result {
 		}
 		return nil
 	}
+	res.partial(l.rememberLost(res))
 	if err := l.o.Store.SetNICIDs(d.IDs); err != nil {
 		res.hard(fmt.Errorf("remembering NIC ids: %w", err))
 	} else {
@@ -161,7 +162,7 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 		res.Endpoints = l.ports.present(res.Networks, endpoints, seen, host.Peers)
 		res.Host = host
 		res.snapshot = plan.Snapshot{
-			Settings: l.o.Settings, Host: host, IDs: l.nicIDs(), Stay: l.stay, Leaving: l.leaving(endpoints, dockerUp),
+			Settings: l.o.Settings, Host: host, IDs: l.nicIDs(), Stay: l.stay, Leaving: l.leaving(endpoints, dockerUp), Lost: l.unknown(endpoints, dockerUp),
 			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Beside: res.Beside,
 			Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
 		}
@@ -184,6 +185,9 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 		l.stay = res.failedOver()
 	}
 	res.partial(peersErr)
+	if l.forgot {
+		res.Problems = append(res.Problems, stateLost)
+	}
 	return nil
 }
 
