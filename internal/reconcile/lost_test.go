@@ -285,3 +285,38 @@ func TestFailedRebindOfAHeldContainer(t *testing.T) {
 		s.stop(true)
 	})
 }
+
+// A network's record is lost, those of its endpoints and other networks are
+// there: what runs goes on, its connections too.
+func TestLostNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ours, theirs := twoWays(t)
+		now := flow{ours.at[0].endpoint, ours.at[0].addr, netip.MustParseAddr("172.31.0.14")}
+		s.stop(true)
+		s.do(func() {
+			s.kernel.flows[now] = true
+			delete(s.disk.networks, ours.at[0].network.id)
+			s.lost = true
+		})
+		s.start(0)
+		wait(time.Minute)
+		s.leavesBy("lost", ours, "eth1")
+		s.leavesBy("lost", theirs, "eth2")
+		s.do(func() {
+			if !s.kernel.flows[now] {
+				t.Error("a connection of it was forgotten")
+			}
+		})
+		s.engine.end(ours, true)
+		s.engine.removeNetwork("net0")
+		s.do(func() { s.lost = false })
+		s.poke()
+		wait(time.Second)
+		s.do(func() {
+			if got := s.kernel.table.Sources; len(got) != 1 || len(s.disk.endpoints) > 0 {
+				t.Errorf("left: sources %+v, endpoints %v", got, s.disk.endpoints)
+			}
+		})
+		s.stop(true)
+	})
+}
