@@ -107,3 +107,20 @@ func TestSweepAsksWhileNoCallIsUnderWay(t *testing.T) {
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// Docker deletes an endpoint that the state has lost: its veth is in the way of nobody then.
+func TestDeleteLostEndpoint(t *testing.T) {
+	h := newHarness(t)
+	h.network(nil)
+	h.joined(epA, "172.19.0.2/16")
+	h.joined(epB, "172.19.0.3/16")
+	if err := h.Store.DeleteEndpoint(epA); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("Leave", ref(netID, epA))
+	h.ok("DeleteEndpoint", ref(netID, epA))
+	h.ok("DeleteEndpoint", ref(netID, epA))
+	if got := len(h.Links.Veths()); got != 1 {
+		t.Errorf("%d veths, want one", got)
+	}
+}

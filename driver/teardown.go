@@ -50,8 +50,8 @@ func (d *Driver) deleteEndpoint(ctx context.Context, req endpointRequest) (struc
 	return struct{}{}, nil
 }
 
-// removeStale removes an endpoint whichever phase it is in. One that is not
-// there is success.
+// removeStale removes an endpoint whichever phase it is in. Of one that is not
+// there, as the state lost it, the veth may be, which Docker has moved out of the container.
 func (d *Driver) removeStale(ctx context.Context, id string) error {
 	unlock, err := d.lockEndpoint(ctx, id)
 	if err != nil {
@@ -60,6 +60,9 @@ func (d *Driver) removeStale(ctx context.Context, id string) error {
 	defer unlock()
 	if e, ok := d.store.Endpoint(id); ok {
 		return d.remove(ctx, e)
+	}
+	if err := d.links.DeleteLink(ctx, hostVeth(id)); err != nil {
+		return fmt.Errorf("deleting veth %s: %w", hostVeth(id), err)
 	}
 	return nil
 }

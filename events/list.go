@@ -102,7 +102,7 @@ func (s *session) assemble(ctx context.Context, networks []network, attached []m
 	s.complain(containers, failed)
 	s.again(failed)
 
-	v := &View{Networks: map[string]Network{}, Containers: map[string]model.Container{}, Exists: make(map[string]bool, len(all)), EngineVersion: s.version}
+	v := &View{Networks: map[string]Network{}, Ours: map[string]string{}, Containers: map[string]model.Container{}, Exists: make(map[string]bool, len(all)), EngineVersion: s.version}
 	for _, l := range all {
 		v.Exists[l.id] = true
 	}
@@ -141,6 +141,11 @@ func (v *View) keep(before *View, networkID string) {
 		if e.NetworkID == networkID {
 			v.Endpoints = append(v.Endpoints, e)
 			v.Containers[e.ID] = e.Container
+		}
+	}
+	for endpoint, id := range before.Ours {
+		if id == networkID {
+			v.Ours[endpoint] = id
 		}
 	}
 	for _, b := range before.Beside {

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -67,5 +68,25 @@ func TestDistrust(t *testing.T) {
 	c.end([]listed{{id: con1, name: "web", labels: map[string]string{"eip.nic": "eth0"}, running: true}})
 	if c.labelled() {
 		t.Error("a container that runs is about to run")
+	}
+}
+
+// TestOurs: endpoints on a network of ours follow what is asked about it, and
+// stay where Docker cannot tell.
+func TestOurs(t *testing.T) {
+	ours := network{Network: Network{ID: net1, Driver: "eipnet"}}
+	v := &View{
+		Containers: map[string]model.Container{}, Networks: map[string]Network{net1: ours.Network, net2: {ID: net2, Driver: "eipnet"}},
+		Ours: map[string]string{end1: net1, "end3": net2},
+	}
+	before := v.clone()
+	patch{network: ours, attached: map[string]attachment{con2: {endpointID: end2}, joinPrefix + "end4": {endpointID: "end4"}}}.apply(v)
+	if want := map[string]string{end2: net1, "end3": net2}; !maps.Equal(v.Ours, want) {
+		t.Errorf("ours %v, want %v", v.Ours, want)
+	}
+	unlisted := &View{Containers: map[string]model.Container{}, Ours: map[string]string{}}
+	unlisted.keep(before, net1)
+	if want := map[string]string{end1: net1}; !maps.Equal(unlisted.Ours, want) {
+		t.Errorf("kept %v, want %v", unlisted.Ours, want)
 	}
 }

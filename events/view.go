@@ -21,6 +21,9 @@ type View struct {
 	// with its ID, for a container with eip.* labels whose image cannot be read.
 	Containers map[string]model.Container
 	Networks   map[string]Network // by id
+	// Ours holds the network of every endpoint on a network of ours that a
+	// container has in its namespace, by endpoint id.
+	Ours map[string]string
 	// Stock are the networks of Docker's own bridge driver, the default one
 	// included, and Endpoints the endpoints on them that have an address. Sorted
 	// by id. Options of an endpoint follow a moment after its container's start:
@@ -45,7 +48,7 @@ type Network struct {
 	Labels map[string]string // eip.* only
 	Bridge string            // the host's link, where Docker's bridge driver made it
 	// Unlisted: Docker answered an error about its endpoints. They are not gone:
-	// Endpoints has those of the list before, and Containers lacks all others.
+	// Endpoints and Ours have those of the list before, and Containers lacks all others.
 	Unlisted bool
 }
 
@@ -85,7 +88,7 @@ type told struct {
 
 func (v *View) clone() *View {
 	out := *v
-	out.Containers, out.Networks = maps.Clone(v.Containers), maps.Clone(v.Networks)
+	out.Containers, out.Networks, out.Ours = maps.Clone(v.Containers), maps.Clone(v.Networks), maps.Clone(v.Ours)
 	out.Stock, out.Endpoints = slices.Clone(v.Stock), slices.Clone(v.Endpoints)
 	return &out
 }
@@ -98,6 +101,9 @@ func (v *View) add(n network, attached map[string]attachment, tell func(key stri
 		v.Stock = append(v.Stock, n.model())
 	}
 	for key, a := range attached {
+		if n.Ours() && !joining(key) {
+			v.Ours[a.endpointID] = n.ID
+		}
 		t, ok := tell(key, a)
 		if !ok {
 			continue
@@ -148,6 +154,7 @@ func (p patch) apply(v *View) {
 		delete(v.Containers, e.ID)
 		return true
 	})
+	maps.DeleteFunc(v.Ours, func(_, networkID string) bool { return networkID == p.network.ID })
 	v.Stock = slices.DeleteFunc(v.Stock, func(n model.Network) bool { return n.ID == p.network.ID })
 	v.add(p.network, p.attached, func(_ string, a attachment) (told, bool) {
 		t, ok := before[a.endpointID]

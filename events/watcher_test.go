@@ -57,6 +57,7 @@ func TestFullList(t *testing.T) {
 			"end3": running,
 			"end4": {Name: "gateway_123456789abc"},
 		},
+		Ours: map[string]string{end1: net1},
 		Networks: map[string]Network{
 			net1:      {ID: net1, Name: "mine", Driver: "eipnet:latest", Labels: pinned},
 			net2:      {ID: net2, Name: "stock", Driver: "bridge", Bridge: "br-222222222222"},

@@ -92,7 +92,7 @@ type dockerView struct {
 	*events.Watcher
 	store   *state.Store
 	atStart []model.Problem // the kernel's and the environment's, and what happened to the state file
-	lost    *lostNetworks
+	lost    *lost
 	others  []func() []model.Problem // of host entries' files, and of firewalld
 }
 
@@ -104,7 +104,7 @@ func (d dockerView) View() (reconcile.DockerView, bool) {
 	d.lost.look(v, d.store)
 	return reconcile.DockerView{
 		Containers: v.Containers, Stock: v.Stock, Endpoints: v.Endpoints, Strays: v.Strays, Beside: v.Beside,
-		Incomplete: len(d.lost.names) > 0,
+		Incomplete: d.lost.any(),
 	}, true
 }
 
@@ -113,13 +113,7 @@ func (d dockerView) Problems() []model.Problem {
 	for _, more := range d.others {
 		problems = append(problems, more()...)
 	}
-	for _, name := range slices.Sorted(maps.Values(d.lost.names)) {
-		problems = append(problems, model.Problem{
-			Code: model.CodeNetworkUnknown, Severity: model.Failure, Subject: "network " + name,
-			Text: "docker has it and eipnet does not remember it: what runs on it goes on as it is, and nothing can be started on it",
-			Fix:  "stop its containers, docker network rm " + name + ", and create it again",
-		})
-	}
+	problems = append(problems, d.lost.problems()...)
 	if view := d.Watcher.View(); view != nil {
 		problems = append(problems, networkLabels(view)...)
 	}

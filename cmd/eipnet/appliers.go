@@ -45,7 +45,7 @@ func openAppliers(ctx context.Context, o serveOptions, store *state.Store, poke 
 }
 
 // loop makes the reconciler that works with them.
-func (a appliers) loop(o serveOptions, store *state.Store, ports reconcile.Ports, ways reconcile.Health, docker reconcile.Docker) (*reconcile.Loop, error) {
+func (a appliers) loop(o serveOptions, store *state.Store, lost bool, ports reconcile.Ports, ways reconcile.Health, docker reconcile.Docker) (*reconcile.Loop, error) {
 	settings := o.settings
 	if err := a.noCgroups(); err != nil {
 		settings.NoCgroups = err.Error()
@@ -57,7 +57,7 @@ func (a appliers) loop(o serveOptions, store *state.Store, ports reconcile.Ports
 		Log: o.log, Settings: settings,
 		Host: a.links, Router: a.router, Firewall: a.firewall, Forwarding: forwarding{a.accepts, a.zones},
 		Ports: ports, Store: store, Docker: docker,
-		Health: ways, Stay: o.stay,
+		Health: ways, Stay: o.stay, StateLost: lost,
 		DeviceErrors: []error{route.ErrDevice},
 		Culprit:      func() string { return cmp.Or(a.firewall.Culprit(), a.links.Culprit()) },
 	})

@@ -99,27 +99,66 @@ func (c *collector) look(v *events.View) map[string]bool {
 	return dead
 }
 
-// lostNetworks are networks of ours that Docker had when we started and that
-// the state did not: its file was lost. Their containers run on as the kernel
-// has them, and nothing is taken away until Docker has them no more.
-type lostNetworks struct {
-	looked bool
-	names  map[string]string // by id
+// lost is what Docker had of ours when we started and the state did not: its
+// file was lost, or records of it. Containers run on as the kernel has them, and
+// nothing is taken away until Docker has it no more.
+type lost struct {
+	looked    bool
+	networks  map[string]string       // names, by id
+	endpoints map[string]lostEndpoint // by id; on networks that the state has
 }
+
+// lostEndpoint is a container that runs, and the network that it is on.
+type lostEndpoint struct{ container, network string }
+
+// any reports whether there is still something.
+func (l *lost) any() bool { return len(l.networks)+len(l.endpoints) > 0 }
 
 // look takes in a new list. Only the first one can show a loss: later on Docker
 // lists a network for a moment longer than the driver knows it.
-func (l *lostNetworks) look(v *events.View, store *state.Store) {
+func (l *lost) look(v *events.View, store *state.Store) {
 	if !l.looked {
-		l.looked, l.names = true, make(map[string]string)
+		l.looked, l.networks, l.endpoints = true, make(map[string]string), make(map[string]lostEndpoint)
 		for _, n := range v.Networks {
 			if _, known := store.Network(n.ID); !known && n.Ours() {
-				l.names[n.ID] = n.Name
+				l.networks[n.ID] = n.Name
+			}
+		}
+		for id, network := range v.Ours {
+			_, known := store.Endpoint(id)
+			_, there := store.Network(network)
+			// Without a container nothing is sent by it.
+			if c := v.Containers[id]; !known && there && c.ID != "" {
+				l.endpoints[id] = lostEndpoint{c.Name, v.Networks[network].Name}
 			}
 		}
 	}
-	maps.DeleteFunc(l.names, func(id, _ string) bool {
+	maps.DeleteFunc(l.networks, func(id, _ string) bool {
 		_, still := v.Networks[id]
 		return !still
 	})
+	maps.DeleteFunc(l.endpoints, func(id string, _ lostEndpoint) bool {
+		_, still := v.Ours[id]
+		return !still
+	})
+}
+
+// problems names what is lost.
+func (l *lost) problems() []model.Problem {
+	var out []model.Problem
+	for _, name := range l.networks {
+		out = append(out, model.Problem{
+			Code: model.CodeNetworkUnknown, Severity: model.Failure, Subject: "network " + name,
+			Text: "docker has it and eipnet does not remember it: what runs on it goes on as it is, and nothing can be started on it",
+			Fix:  "stop its containers, docker network rm " + name + ", and create it again",
+		})
+	}
+	for _, e := range l.endpoints {
+		out = append(out, model.Problem{
+			Code: model.CodeEndpointLost, Severity: model.Failure, Subject: e.container,
+			Text: "docker has it on network " + e.network + " and eipnet does not remember that: it goes on as it is, and nothing that changes is followed for it",
+			Fix:  "docker restart " + e.container,
+		})
+	}
+	return out
 }

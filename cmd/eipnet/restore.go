@@ -70,7 +70,7 @@ func restore(ctx context.Context, o serveOptions, out io.Writer) error {
 	defer hands.close()
 	ports := driver.NewReserver()
 	defer ports.Close()
-	loop, err := hands.loop(o, store, reservations{ports}, silent{}, silent{})
+	loop, err := hands.loop(o, store, store.Fresh() || damaged != nil, reservations{ports}, silent{}, silent{})
 	if err != nil {
 		return err
 	}

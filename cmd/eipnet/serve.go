@@ -95,7 +95,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer ports.Close()
 	ways := health.New(health.Options{Log: log, Interval: o.probeInterval, Targets: o.probeTargets, Mask: o.settings.Mask, Poke: poke})
 	defer ways.Close()
-	loop, err = hands.loop(o, store, reservations{ports}, ways, dockerView{watcher, store, atStart, &lostNetworks{}, []func() []model.Problem{func() []model.Problem { return entries.Problems() }, hands.zones.Problems}})
+	loop, err = hands.loop(o, store, store.Fresh() || damaged != nil, reservations{ports}, ways, dockerView{watcher, store, atStart, &lost{}, []func() []model.Problem{func() []model.Problem { return entries.Problems() }, hands.zones.Problems}})
 	if err != nil {
 		return err
 	}

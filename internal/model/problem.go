@@ -32,6 +32,7 @@ const (
 	CodeBesidePin      Code = "beside-pin"       // a pinned container is on a network out of reach
 	CodeNetworkLabel   Code = "network-label"    // eip.* labels of a network of ours, without effect
 	CodeNetworkUnknown Code = "network-unknown"  // Docker has a network of ours that the state lacks
+	CodeEndpointLost   Code = "endpoint-unknown" // Docker has a container on a network of ours that the state lacks
 	CodePending        Code = "pending"          // labels not known yet
 	CodePortTaken      Code = "port-taken"       // a published port could not be reserved
 	CodeAddressClash   Code = "address-clash"    // a host entry's address is somebody else's, too
@@ -44,6 +45,7 @@ const (
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
 	CodeStateReadOnly  Code = "state-read-only"  // the state file cannot be written
+	CodeStateLost      Code = "state-lost"       // what was said by command is forgotten, as the state file was lost
 	CodeSettingUnused  Code = "setting-unused"   // a flag that matches nothing, or a variable that is none
 )
 

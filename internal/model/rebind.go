@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 )
 
@@ -13,6 +14,9 @@ type Rebind struct {
 	ContainerID string            `json:"container_id"`
 	Name        string            `json:"name"`    // the container's, when it was said
 	Options     map[string]string `json:"options"` // eip.* entries
+	// Lost are the ids of endpoints of the container's that the kernel had pinned when
+	// the state was lost: what a rebind may have said of them is not known any more.
+	Lost []string `json:"lost,omitempty"`
 }
 
 // ParseRebind reads the words of `eipnet rebind CONTAINER WORD…`: key=value
@@ -43,6 +47,6 @@ func (r Rebind) Check() error {
 
 // Clone returns a copy that shares nothing.
 func (r Rebind) Clone() Rebind {
-	r.Options = maps.Clone(r.Options)
+	r.Options, r.Lost = maps.Clone(r.Options), slices.Clone(r.Lost)
 	return r
 }

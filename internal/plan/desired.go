@@ -31,6 +31,9 @@ type Snapshot struct {
 	// Leaving are the endpoints, by id, whose connections may still bear the
 	// address of a NIC that they were pinned to.
 	Leaving map[string]bool
+	// Lost are the endpoints, by id, that the kernel had pinned when the state was
+	// lost, beside those that Rebinds name.
+	Lost map[string]bool
 	// DockerUp: Docker's API has answered since we started, so Docker has
 	// switched ip_forward (and its FORWARD policy) as it wanted to.
 	DockerUp bool
@@ -315,6 +318,7 @@ type Pin struct {
 	Addr6    netip.Addr
 	Public   netip.Addr // EIP of Addr4, where known
 	Except   []netip.Prefix
+	Lost     bool   // blocked, as it was pinned and nothing says so any more: see Snapshot
 	Leaving  bool   // pending until its connections by the NIC that it had are forgotten
 	Why      string // of pending and blocked, and of what is not as asked for
 	// InsteadOf is the selector that was asked for, of a pin that has failed over.

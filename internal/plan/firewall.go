@@ -140,12 +140,16 @@ func (c *compute) judged() []netip.Prefix {
 
 // sources lists what becomes of each container address, and its exceptions.
 // Those of which the kernel may know more than we do, before Docker has said
-// anything, are left out.
+// anything, are left out, and so are those on a network that the state has lost:
+// they go on as the kernel has them.
 func (c *compute) sources() ([]Source, []Exception) {
 	var out []Source
 	except := make(map[netip.Addr][]netip.Prefix)
 	for i, e := range c.in.Endpoints {
-		n := c.networks[e.NetworkID]
+		n, known := c.networks[e.NetworkID]
+		if !known && e.Phase != model.Left {
+			continue
+		}
 		if n.Internal || c.hasNICsAddress(n) {
 			continue // nothing of an internal network leaves the host, and a NIC's address is the host's
 		}

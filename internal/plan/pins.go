@@ -37,7 +37,7 @@ func (c *compute) containers() [][]int {
 
 func (c *compute) decideContainer(group []int) {
 	var said model.Said
-	known := false
+	known, lost := false, false
 	for _, i := range group {
 		e := c.in.Endpoints[i]
 		n, ok := c.networks[e.NetworkID]
@@ -50,7 +50,9 @@ func (c *compute) decideContainer(group []int) {
 			// Of an endpoint that came later the labels may not be known yet.
 			said.Labels, known = e.Container.Labels, true
 		}
-		said.Rebind = c.rebinds[e.Container.ID].Options
+		rebind := c.rebinds[e.Container.ID]
+		said.Rebind = rebind.Options
+		lost = lost || c.in.Lost[e.ID] || slices.Contains(rebind.Lost, e.ID)
 	}
 	d, err := said.Decide()
 	decided := false
@@ -66,7 +68,11 @@ func (c *compute) decideContainer(group []int) {
 			}
 			c.pins[i] = Pin{Endpoint: e.ID, State: StateBlocked, Why: err.Error()}
 		} else {
-			c.pins[i] = c.leave(c.pin(e, d, known))
+			p := c.pin(e, d, known)
+			if lost && p.State == StateUnpinned && p.InsteadOf == "" {
+				p = c.forgotten(e, p, !decided)
+			}
+			c.pins[i] = c.leave(p)
 		}
 		if !decided && len(e.Container.Ignored) > 0 {
 			c.problem(model.CodeImageLabel, model.Warning, e.Name(), fmt.Sprintf("labels of its image are ignored: %q", e.Container.Ignored),
@@ -112,6 +118,18 @@ func (c *compute) pin(e model.Endpoint, d model.Decision, known bool) Pin {
 		return p
 	}
 	return c.satisfy(e, p, d)
+}
+
+// forgotten holds what the kernel had pinned when the state was lost and about
+// which nothing is said now: it had been rebound. Where to nobody knows, and by
+// the host's routing it would leave by another NIC than it was told to.
+func (c *compute) forgotten(e model.Endpoint, p Pin, tell bool) Pin {
+	p.State, p.Lost, p.Why = StateBlocked, true, "it was rebound, and to where is forgotten"
+	if tell {
+		c.problem(model.CodeStateLost, model.Failure, e.Name(), "held: it was pinned, and to where was said by eipnet rebind alone, which is forgotten, as the state file was lost",
+			"eipnet rebind "+e.Name()+" NIC; or, to have it leave by the host's routing, restart it or eipnet rebind "+e.Name()+" --clear")
+	}
+	return p
 }
 
 // leave holds what is not pinned any more until its connections are forgotten:

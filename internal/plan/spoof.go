@@ -46,8 +46,9 @@ func (c *compute) bridgePorts() []BridgePort {
 		addrs := c.bears(group)
 		for _, i := range group {
 			e := c.in.Endpoints[i]
-			n := c.networks[e.NetworkID]
+			n, known := c.networks[e.NetworkID]
 			switch {
+			case !known: // what the kernel has stays
 			case !n.Stock && e.Phase == model.Joined && e.Veth != "":
 				out = append(out, BridgePort{Bridge: n.Bridge, Name: e.Veth, MAC: e.MAC, Addrs: addrs, Only: true})
 			case n.Stock && (c.concerns(i) || c.strict[n.ID] && e.Phase == model.Joined):

@@ -39,6 +39,8 @@ type Host interface {
 // Router applies ip rules and routes.
 type Router interface {
 	Apply(ctx context.Context, r plan.Routing, prune bool) (changed bool, err error)
+	// NICIDs tells the NICs' ids as the kernel's tables have them now.
+	NICIDs() (map[string]model.NICID, error)
 }
 
 // Firewall applies marks, NAT and guard.
@@ -99,8 +101,8 @@ type DockerView struct {
 	Endpoints  []model.Endpoint           // on those
 	Strays     []model.Stray
 	Beside     []model.Beside
-	// Incomplete: Docker knows networks of ours that we do not (our state was
-	// lost). Nothing is taken away then.
+	// Incomplete: Docker knows networks or endpoints of ours that we do not (our
+	// state was lost, or a part of it). Nothing is taken away then.
 	Incomplete bool
 }
 
@@ -122,6 +124,8 @@ type Options struct {
 	// DeviceErrors mark errors of the Router about a route whose device is
 	// missing or down.
 	DeviceErrors []error
+	// StateLost: the store has been begun anew at this start, or lacks records.
+	StateLost bool
 	// Culprit names the process that was last seen to undo something of ours;
 	// empty where the kernel did not tell.
 	Culprit func() string
@@ -156,10 +160,13 @@ type Loop struct {
 	ports     ports
 	held      map[netip.Addr]plan.Source // what endpoints that are held now left with before
 	accepts   accepting
-	undone    atomic.Bool         // somebody changed the firewall's tables
-	inherited map[netip.Addr]bool // what an earlier process had pinned; nil: its flows are looked at
-	onHost    bool                // something was decided about a container on the host's network since the start
-	stale     bool                // flows may have begun by another way: flushStale has to look
+	undone    atomic.Bool            // somebody changed the firewall's tables
+	inherited map[netip.Addr]bool    // what an earlier process had pinned; nil: its flows are looked at
+	lost      map[string]bool        // endpoints that were pinned when the state was lost, and of which that is not remembered yet
+	forgot    bool                   // something was pinned when the state was lost
+	ids       map[string]model.NICID // of NICs as an earlier process has left them in the kernel; nil: they are remembered
+	onHost    bool                   // something was decided about a container on the host's network since the start
+	stale     bool                   // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool // that are logged
 	patience  time.Time              // when Docker's silence becomes news
@@ -312,7 +319,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// inherit remembers what an earlier process has left pinned in the kernel.
+// inherit remembers what an earlier process has left in the kernel: what is
+// pinned, and the NICs' ids.
 func (l *Loop) inherit() {
 	pinned, err := l.o.Firewall.Pinned()
 	if err != nil {
@@ -322,6 +330,33 @@ func (l *Loop) inherit() {
 	for _, a := range pinned {
 		l.inherited[a] = true
 	}
+	l.forgot = l.o.StateLost && len(pinned) > 0
+	if l.ids, err = l.o.Router.NICIDs(); err != nil {
+		l.o.Log.Warn("which table was which NIC's is not known", slog.Any("err", err))
+	}
+}
+
+// nicIDs are the NICs' ids as they are remembered. Where one is not, as the state
+// was lost, it is the one that the kernel has: with another, its old routes would
+// lead what is pinned to a NIC astray, and marks of connections would mean another.
+func (l *Loop) nicIDs() map[string]model.NICID {
+	ids := l.o.Store.NICIDs()
+	if len(l.ids) == 0 {
+		return ids
+	}
+	if ids == nil {
+		ids = make(map[string]model.NICID)
+	}
+	taken := make(map[model.NICID]bool, len(ids))
+	for _, id := range ids {
+		taken[id] = true
+	}
+	for name, id := range l.ids {
+		if _, known := ids[name]; !known && !taken[id] {
+			ids[name] = id
+		}
+	}
+	return ids
 }
 
 // idle is how long the loop waits for a poke before it passes all the same.

@@ -177,6 +177,19 @@ func (p routerPart) Apply(_ context.Context, r plan.Routing, _ bool) (bool, erro
 	return set(p.world, &p.routing, r), nil
 }
 
+// NICIDs are of the tables that the world's kernel has.
+func (p routerPart) NICIDs() (map[string]model.NICID, error) {
+	ids := make(map[string]model.NICID)
+	p.do(func() {
+		for _, r := range p.routing.Routes {
+			if r.Dev != "" && r.Table > model.TableInside && r.Table < model.TableNull {
+				ids[r.Dev] = model.NICID(r.Table - model.TableInside)
+			}
+		}
+	})
+	return ids, nil
+}
+
 // Wrote is what a kernel's part says of its last pass.
 func (p routerPart) Wrote() []string { return []string{"rule 1", "rule 2"} }
 

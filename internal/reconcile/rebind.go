@@ -109,7 +109,7 @@ func (l *Loop) rebind(ctx context.Context, container string, options map[string]
 
 // say persists what is said of a container; nothing at all is forgotten.
 func (l *Loop) say(r model.Rebind) error {
-	if len(r.Options) == 0 {
+	if len(r.Options)+len(r.Lost) == 0 {
 		return l.o.Store.DeleteRebind(r.ContainerID)
 	}
 	return l.o.Store.PutRebind(r)

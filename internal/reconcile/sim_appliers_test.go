@@ -38,16 +38,34 @@ func (r simRouter) Apply(_ context.Context, want plan.Routing, prune bool) (bool
 	})
 }
 
+// NICIDs are those of the tables' default routes.
+func (r simRouter) NICIDs() (map[string]model.NICID, error) {
+	ids := make(map[string]model.NICID)
+	r.do(func() {
+		for rt := range r.kernel.routes {
+			if rt.Dev != "" && rt.Dst.Bits() == 0 && rt.Table > model.TableInside && rt.Table < model.TableNull {
+				ids[rt.Dev] = model.NICID(rt.Table - model.TableInside)
+			}
+		}
+	})
+	return ids, nil
+}
+
 func (a *applying) addRoutes(want []plan.Route, prune bool) {
 	k := a.kernel
-	slots := make(map[plan.Route]bool)
-	for r := range k.routes {
-		slots[slot(r)] = true
+	// Without prune only a route by the same NIC, in its own table, is replaced.
+	kept := func(rt plan.Route) bool {
+		for o := range k.routes {
+			if slot(o) == slot(rt) && (o.Dev != rt.Dev || rt.Table == model.TableInside || rt.Table == model.TableNull) {
+				return true
+			}
+		}
+		return false
 	}
 	for _, rt := range slices.SortedFunc(slices.Values(want), orderRoutes) {
 		l := k.links[rt.Dev]
 		switch up := rt.Unreachable || l != nil && l.up; {
-		case k.routes[rt] || slots[slot(rt)] && !prune:
+		case k.routes[rt] || !prune && kept(rt):
 		case !up && rt.Dev == model.NullDevice:
 			a.errs = append(a.errs, errors.New("no null device"))
 		case !up:

@@ -35,6 +35,8 @@ type sim struct {
 	disk   *disk
 	daemon *daemon
 	faults faults
+	lost   bool     // Docker has things of ours that the disk lacked
+	fresh  bool     // the next daemon finds that the disk was lost
 	deaths int      // of daemons that wrote as much as they should
 	wrote  []string // by daemons, to kernel and disk
 }
@@ -117,7 +119,7 @@ func (s *sim) start(dies int) {
 		Log: slog.New(slog.DiscardHandler), Settings: plan.Settings{Mask: model.DefaultMask},
 		Host: simHost{d}, Router: simRouter{d}, Firewall: simFirewall{d}, Forwarding: simForwarding{d},
 		Ports: simPorts{d}, Health: simHealth{s}, Store: simStore{d}, Docker: simView{d},
-		DeviceErrors: []error{errLink}, Culprit: func() string { return "" },
+		DeviceErrors: []error{errLink}, Culprit: func() string { return "" }, StateLost: s.fresh,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -210,6 +212,7 @@ func (v simView) View() (out reconcile.DockerView, ok bool) {
 	v.do(func() {
 		if ok = v.view != nil; ok {
 			out = *v.view
+			out.Incomplete = v.lost
 		}
 	})
 	return out, ok

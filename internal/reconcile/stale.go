@@ -80,9 +80,14 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 // eipnet or strict network and no endpoint has it now. As long as not all
 // endpoints are known, only what one of the known ones has is looked at.
 func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
-	has := make(map[netip.Addr]bool)
+	has, known := make(map[netip.Addr]bool), make(map[string]bool)
+	for _, n := range r.Networks {
+		known[n.ID] = true
+	}
 	for _, e := range r.Endpoints {
-		has[e.Addr4], has[e.Addr6] = true, true
+		if known[e.NetworkID] || r.complete { // else it goes on as the kernel has it
+			has[e.Addr4], has[e.Addr6] = true, true
+		}
 	}
 	var locked []model.Network
 	for _, n := range r.Networks {

@@ -1,10 +1,15 @@
 package route
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/plan"
 )
 
 // List describes all rules and routes that are ours, in the words of `ip`.
@@ -43,3 +48,41 @@ func linkNames(links []netlink.Link) map[int]string {
 	}
 	return names
 }
+
+// NICIDs tells which NIC each of our tables leads to, as the kernel has it: what
+// an earlier process has left. Its default route says so, or where there is
+// none any other route. Of two tables that lead to one NIC the first counts.
+func (m *Manager) NICIDs() (map[string]model.NICID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	links, err := dump(m.handle.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing links: %w", err)
+	}
+	routes, err := m.listRoutes(linkNames(links))
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	list := make([]plan.Route, 0, len(routes))
+	for _, k := range routes {
+		list = append(list, k.route)
+	}
+	// Default routes first, those of IPv4 before those of IPv6.
+	slices.SortFunc(list, func(a, b plan.Route) int {
+		return cmp.Or(cmp.Compare(a.Dst.Bits(), b.Dst.Bits()), compareRoutes(a, b))
+	})
+	ids, known := make(map[string]model.NICID), make(map[model.Table]bool)
+	for _, r := range list {
+		if r.Dev == "" || !ofNIC(r.Table) || known[r.Table] {
+			continue
+		}
+		known[r.Table] = true
+		if _, twice := ids[r.Dev]; !twice {
+			ids[r.Dev] = model.NICID(r.Table - model.TableInside) //nolint:gosec // at most MaxNICID
+		}
+	}
+	return ids, nil
+}
+
+// ofNIC reports whether it is a managed NIC's table.
+func ofNIC(t model.Table) bool { return t > model.TableInside && t < model.TableNull }

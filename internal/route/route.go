@@ -103,7 +103,8 @@ func (m *Manager) Close() {
 }
 
 // Apply makes our rules and routes be exactly r, or, without prune, adds what
-// is missing and neither changes nor removes anything. It goes on after an
+// is missing, removes nothing, and changes only routes of a NIC's own table that
+// lead by that NIC otherwise than they should (its gateway changed, say). It goes on after an
 // error and returns all of them, joined. One about a single route whose device
 // is missing or down is an [ErrDevice]; each of the joined ones has to be asked.
 //
@@ -230,9 +231,9 @@ func (p *pass) failDevice(r plan.Route, err error) {
 }
 
 func (p *pass) addRoutes(want []plan.Route, have []kernelRoute, indexes map[string]int) {
-	there, slots := make(map[plan.Route]bool), make(map[slot]bool)
+	there, slots := make(map[plan.Route]bool), make(map[slot][]plan.Route)
 	for _, k := range have {
-		slots[slotOf(k.route)] = true
+		slots[slotOf(k.route)] = append(slots[slotOf(k.route)], k.route)
 		there[k.route] = there[k.route] || k.exact
 	}
 	for _, r := range want {
@@ -243,8 +244,9 @@ func (p *pass) addRoutes(want []plan.Route, have []kernelRoute, indexes map[stri
 			p.failDevice(r, fmt.Errorf("adding route %s: there is no link %s", describeRoute(r), r.Dev))
 			continue
 		}
-		ours := slots[slotOf(r)]
-		if ours && !p.prune {
+		old := slots[slotOf(r)]
+		ours := len(old) > 0
+		if ours && !p.prune && !sameWay(r, old) {
 			continue // differs from ours: the first full pass mends it
 		}
 		write, op := p.handle.RouteAdd, "adding"
@@ -265,6 +267,12 @@ func (p *pass) addRoutes(want []plan.Route, have []kernelRoute, indexes map[stri
 			p.log.Info("route added", slog.String("route", describeRoute(r)))
 		}
 	}
+}
+
+// sameWay reports whether the old routes in a route's place are of the same NIC's
+// own table and lead by it. Another NIC's may be what runs still depends on.
+func sameWay(r plan.Route, old []plan.Route) bool {
+	return ofNIC(r.Table) && r.Dev != "" && !slices.ContainsFunc(old, func(o plan.Route) bool { return o.Dev != r.Dev })
 }
 
 func (p *pass) addRules(want []plan.Rule, have []kernelRule) {

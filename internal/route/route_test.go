@@ -145,12 +145,72 @@ func TestApplyWithoutPruneOnlyAdds(t *testing.T) {
 		apply(t, m, sample(), true, true)
 		before := ipTool(t, "-4 rule") + ipTool(t, "-4 route show table 8101")
 		other := plan.Routing{Routes: []plan.Route{{
-			Family: model.IPv4, Table: 8101, Dst: netip.MustParsePrefix("0.0.0.0/0"), Dev: "eth0", Via: netip.MustParseAddr("172.31.0.2"),
+			Family: model.IPv4, Table: 8101, Dst: netip.MustParsePrefix("0.0.0.0/0"), Dev: "eth1", Via: netip.MustParseAddr("172.31.0.2"),
+		}, {
+			Family: model.IPv4, Table: model.TableNull, Dst: netip.MustParsePrefix("0.0.0.0/0"), Dev: "eipnull0", Src: netip.MustParseAddr("172.31.0.8"),
 		}}}
 		apply(t, m, other, false, false)
 		if diff := cmp.Diff(before, ipTool(t, "-4 rule")+ipTool(t, "-4 route show table 8101")); diff != "" {
 			t.Errorf("rules and routes (-before +after):\n%s", diff)
 		}
+	})
+}
+
+// A NIC's new gateway or address is followed also while nothing is taken away.
+func TestApplyWithoutPruneFollowsTheNIC(t *testing.T) {
+	netnstest.Run(t, func() {
+		m := setup(t)
+		apply(t, m, sample(), true, true)
+		run(t, "addr add 172.31.0.9/20 dev eth0")
+		v4 := netip.MustParsePrefix("0.0.0.0/0")
+		now := plan.Routing{Routes: []plan.Route{
+			{Family: model.IPv4, Table: 8101, Dst: v4, Dev: "eth0", Via: netip.MustParseAddr("172.31.0.2")},
+			{Family: model.IPv4, Table: 8101, Dst: netip.MustParsePrefix("172.31.0.0/20"), Dev: "eth0", Src: netip.MustParseAddr("172.31.0.9")},
+			{Family: model.IPv6, Table: 8101, Dst: netip.MustParsePrefix("::/0"), Dev: "eth0", Via: netip.MustParseAddr("fe80::2")},
+		}}
+		apply(t, m, now, false, true)
+		for args, want := range map[string]string{
+			"-4 route show table 8101": `
+10.9.0.0/16 via 172.31.0.99 dev eth0 metric 50 onlink
+172.31.0.0/20 dev eth0 scope link src 172.31.0.9
+default via 172.31.0.2 dev eth0 onlink
+unreachable default metric 4294967295`,
+			"-6 route show table 8101": `
+2001:db8::/64 dev eth0 metric 256 pref medium
+default via fe80::2 dev eth0 metric 1024 onlink pref medium
+unreachable default dev lo metric 4294967295 pref medium`,
+		} {
+			if diff := cmp.Diff(strings.TrimSpace(want), ipTool(t, args)); diff != "" {
+				t.Errorf("ip %s (-want +got):\n%s", args, diff)
+			}
+		}
+		apply(t, m, now, false, false)
+	})
+}
+
+// Which NIC had which id is known from the tables that an earlier process left.
+func TestNICIDs(t *testing.T) {
+	netnstest.Run(t, func() {
+		m := setup(t)
+		check := func(when string, want map[string]model.NICID) {
+			t.Helper()
+			got, err := m.NICIDs()
+			if diff := cmp.Diff(want, got); diff != "" || err != nil {
+				t.Errorf("%s (-want +got), %v:\n%s", when, err, diff)
+			}
+		}
+		check("nothing", map[string]model.NICID{})
+		apply(t, m, sample(), true, true)
+		run(t, "route add default dev veth-other table 8104 proto static") // somebody else's
+		check("two NICs", map[string]model.NICID{"eth0": 1, "eth1": 2})
+		run(t, "route del default dev eth0 table 8101")
+		run(t, "-6 route del default dev eth0 table 8101")
+		check("no default route", map[string]model.NICID{"eth0": 1, "eth1": 2})
+		run(t, "route add 10.8.0.0/16 dev eth1 table 8101 proto 201")
+		run(t, "route add default dev eth0 table 8103 proto 201")
+		check("a default route elsewhere", map[string]model.NICID{"eth0": 3, "eth1": 2})
+		run(t, "link set eth1 name lan1")
+		check("renamed", map[string]model.NICID{"eth0": 3, "lan1": 2})
 	})
 }
 

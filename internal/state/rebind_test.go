@@ -18,10 +18,10 @@ func TestRebinds(t *testing.T) {
 	ok(t, s.DeleteRebind("absent"))
 	mustClose(t, s)
 	s = mustOpen(t, path) // a file of before there were any
-	web := model.Rebind{ContainerID: "c1", Name: "web", Options: map[string]string{"eip.nic": "eth2"}}
+	web := model.Rebind{ContainerID: "c1", Name: "web", Options: map[string]string{"eip.nic": "eth2"}, Lost: []string{"e1"}}
 	ok(t, s.PutRebind(web))
 	got, _ := s.Rebind("c1")
-	got.Options["eip.nic"] = "spoilt"
+	got.Options["eip.nic"], got.Lost[0] = "spoilt", "spoilt"
 	mustClose(t, s)
 
 	s = mustOpen(t, path)
