@@ -44,7 +44,8 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 
 // ways tells the addresses that pinned containers leave with, and which
 // containers follow the host's routing: those on our networks and strict ones,
-// and those that have failed over to it.
+// those that have failed over to it, and those that will when what they have
+// begun by a NIC is forgotten.
 func (r *Result) ways() (pins map[netip.Addr]netip.Addr, host map[netip.Addr]bool) {
 	pins, host = make(map[netip.Addr]netip.Addr), make(map[netip.Addr]bool)
 	for _, s := range r.Desired.Firewall.Sources {
@@ -56,7 +57,7 @@ func (r *Result) ways() (pins map[netip.Addr]netip.Addr, host map[netip.Addr]boo
 		}
 	}
 	for i, p := range r.Desired.Pins {
-		if p.State == plan.StateUnpinned && p.InsteadOf != "" {
+		if p.State == plan.StateUnpinned && p.InsteadOf != "" || p.Leaving {
 			host[r.Endpoints[i].Addr4], host[r.Endpoints[i].Addr6] = true, true
 		}
 	}
