@@ -59,6 +59,7 @@ type elements map[string]string
 //	set inside    { type ifname }            all container bridges; with local4 the loopback, too
 //	set managed   { type ifname }            managed NICs, with an address or without
 //	set nics      { type ifname }            those and the primary
+//	set internal  { type ifname }            bridges of internal networks, Docker's too
 //	set same      { type ifname . ifname }   each of our bridges with itself, where its containers may talk
 //	set local4    { type ipv4_addr }         addresses of the host's own programs
 //	set linklocal6 { type ipv6_addr; flags interval }  fe80::/10 and ::
@@ -87,6 +88,7 @@ func setSpecs() []setSpec {
 		{name: "watched", key: types{name}},
 		{name: "ours", key: types{name}},
 		{name: "inside", key: types{name}},
+		{name: "internal", key: types{name}},
 		{name: "managed", key: types{name}},
 		{name: "nics", key: types{name}},
 		{name: "same", key: types{name, name}},
@@ -199,6 +201,9 @@ func (r *renderer) links(fw plan.Firewall) {
 	}
 	for _, b := range fw.Inside {
 		r.put("inside", "", r.link(b))
+	}
+	for _, b := range fw.Internal {
+		r.put("internal", "", r.link(b))
 	}
 	for _, a := range fw.Local {
 		if !a.Is4() {

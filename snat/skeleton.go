@@ -331,7 +331,10 @@ func snatPost() chain {
 
 // forward drops what lock 1 caught, and keeps networks apart. What is not
 // decided yet is dropped silently, so that the sender tries again; what is held
-// for good is refused.
+// for good is refused. Nothing but its siblings is reached from an internal
+// network, published ports of other networks neither: those are on every local
+// address, and so on that of its own bridge. Of two networks of Docker's one of
+// which is internal Docker's own rules take care.
 //
 //	chain forward { type filter hook forward priority filter - 10; policy accept;
 //	  ip daddr @local4 counter name "isolated" drop
@@ -347,6 +350,9 @@ func snatPost() chain {
 //	  meta nfproto ipv4 iifname @noforward4 oifname @noforward4 counter name "isolated" drop
 //	  meta nfproto ipv6 iifname @noforward6 oifname @noforward6 counter name "isolated" drop
 //	  iifname . oifname @same accept
+//	  iifname @internal oifname @ours counter name "isolated" drop
+//	  iifname @internal iifname @ours counter name "isolated" drop
+//	  iifname @ours oifname @internal counter name "isolated" drop
 //	  oifname @ours ct status dnat accept
 //	  oifname @ours counter name "isolated" drop
 //	  iifname @ours oifname @inside ct status & dnat == 0 counter name "isolated" drop
@@ -379,6 +385,9 @@ func forward() chain {
 	}
 	rules = append(rules,
 		newRule("same", in("same", iifname(), oifname()), accept()),
+		newRule("internal-to-ours", in("internal", iifname()), in("ours", oifname()), count(CounterIsolated), drop()),
+		newRule("internal-of-ours", in("internal", iifname()), in("ours", iifname()), count(CounterIsolated), drop()),
+		newRule("ours-to-internal", in("ours", iifname()), in("internal", oifname()), count(CounterIsolated), drop()),
 		newRule("published", in("ours", oifname()), ctDNAT(), accept()),
 		newRule("isolated-in", in("ours", oifname()), count(CounterIsolated), drop()),
 		newRule("isolated-out", in("ours", iifname()), in("inside", oifname()), ctNoDNAT(), count(CounterIsolated), drop()),

@@ -61,6 +61,9 @@ func randomFirewall(rng *rand.Rand, nics []plan.FirewallNIC, keep bool) plan.Fir
 		}
 		if bridge := fmt.Sprintf("br%d", id); coin() {
 			fw.Inside = append(fw.Inside, bridge)
+			if coin() {
+				fw.Internal = append(fw.Internal, bridge)
+			}
 			switch rng.IntN(4) {
 			case 0:
 				fw.Locked = append(fw.Locked, bridge)

@@ -174,7 +174,9 @@ type Firewall struct {
 	Locked  []string      // bridges under lock 1: ours, and strict stock ones
 	Watched []string      // other stock bridges with a pinned container
 	Ours    []string      // bridges of our own networks
-	Inside  []string      // all container bridges: ours and Docker's; where there is a Local, the loopback, too
+	// Internal are the bridges of networks that say --internal, ours and Docker's.
+	Internal []string
+	Inside   []string // all container bridges: ours and Docker's; where there is a Local, the loopback, too
 	// Local are addresses of the host's own programs (host entries).
 	Local []netip.Addr
 	// Own is what the guard judges: subnets of locked bridges, and on watched

@@ -55,6 +55,7 @@ func (c *compute) firewall(ports []Port) Firewall {
 			}
 		}
 	}
+	fw.Internal = c.internal()
 	slices.Sort(fw.Locked)
 	slices.Sort(fw.Watched)
 	slices.Sort(fw.Ours)
@@ -77,6 +78,19 @@ func (c *compute) firewall(ports []Port) Firewall {
 		}
 	}
 	return fw
+}
+
+// internal lists the bridges of all internal networks, those of Docker's that do
+// not concern us otherwise, too: from none of them anything comes to ours.
+func (c *compute) internal() []string {
+	var out []string
+	for _, n := range c.in.Networks {
+		if n.Internal && n.Bridge != "" {
+			out = append(out, n.Bridge)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // insideLinks lists the names of all container bridges, and the loopback where

@@ -120,6 +120,7 @@ func keep(fw, have plan.Firewall) plan.Firewall {
 		{&fw.Watched, &have.Watched},
 		{&fw.Ours, &have.Ours},
 		{&fw.Inside, &have.Inside},
+		{&fw.Internal, &have.Internal},
 		{&fw.Apart, &have.Apart},
 		{&fw.NoForward4, &have.NoForward4},
 		{&fw.NoForward6, &have.NoForward6},

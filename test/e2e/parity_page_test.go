@@ -25,6 +25,7 @@ const (
 	toAll       = "`-p 8090:8081`, at eth0's address"
 	toAllEth1   = "`-p 8090:8081`, at eth1's address"
 	toAllBridge = "`-p 8090:8081`, at its bridge's address"
+	toAllOwn    = "`-p 8090:8081`, at the bridge's address of who asks"
 	toAllUDP    = "`-p 8090:8080/udp`, at eth0's address"
 	toOne       = "`-p ETH1:8091:8081`, at eth1's address"
 	toOneElse   = "`-p ETH1:8091:8081`, at eth0's address"
@@ -105,6 +106,8 @@ func (s *side) questions() []question {
 	nic("tcp", toAll, "eth0", s.port, everywhere...)
 	nic("tcp", toAllEth1, "eth1", s.port, everywhere...)
 	add("tcp", toAllBridge, s.addr(v4, "1", 1), s.addr(v6, "1", 1), s.port, append([]string{fromHost}, inside...)...)
+	add("tcp", toAllOwn, s.addr(v4, "3", 1), s.addr(v6, "3", 1), s.port, fromInner)
+	add("tcp", toAllOwn, s.foreign.addr(v4, "3", 1), s.foreign.addr(v6, "3", 1), s.port, fromInOther)
 	nic("udp", toAllUDP, "eth0", s.port, everywhere...)
 	nic("tcp", toOne, "eth1", s.port+1, everywhere...)
 	nic("tcp", toOneElse, "eth0", s.port+1, fromSite, fromHost, fromSame)
@@ -113,7 +116,7 @@ func (s *side) questions() []question {
 	nic("tcp", toPinned0, "eth0", s.port+3, fromSite, fromHost, fromSame, fromOther)
 	add("tcp", toDirect, s.addr(v4, "1", 10), s.addr(v6, "1", 10), 8081, everywhere...)
 	add("udp", toClosed, s.addr(v4, "1", 11), s.addr(v6, "1", 11), 8080, fromSite, fromHost, fromSame, fromOther, fromForeign)
-	add("tcp", toInner, s.addr(v4, "3", 10), s.addr(v6, "3", 10), 8081, fromSite, fromHost, fromSame, fromOther, fromForeign)
+	add("tcp", toInner, s.addr(v4, "3", 10), s.addr(v6, "3", 10), 8081, fromSite, fromHost, fromInPeer, fromSame, fromOther, fromForeign)
 	nic("tcp", toUnmapped, "eth0", 8081, fromSite, fromHost, fromSame)
 	add("tcp", toSiteTCP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
 	add("udp", toSiteUDP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
