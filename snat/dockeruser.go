@@ -47,12 +47,15 @@ const (
 // final. In table filter of iptables and ip6tables it keeps
 //
 //	-A DOCKER-USER -m comment --comment eipnet -j EIPNET-FORWARD
+//	-A EIPNET-FORWARD -o BRIDGE -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -m comment --comment eipnet -j ACCEPT
+//	-A EIPNET-FORWARD -i BRIDGE -o BRIDGE -m comment --comment eipnet -j ACCEPT
+//	-A EIPNET-FORWARD -o BRIDGE -m comment --comment eipnet -j DROP
 //	-A EIPNET-FORWARD -i BRIDGE -m comment --comment eipnet -j ACCEPT
-//	-A EIPNET-FORWARD -o BRIDGE -m comment --comment eipnet -j ACCEPT
 //
 // with the jump last, so that the user's own rules decide first (before the
-// RETURN that engines until 28.2 put at the end). What may pass between networks
-// is decided in our own table, earlier. DOCKER-USER is Docker's, and never made.
+// RETURN that engines until 28.2 put at the end), and the last line of each
+// bridge behind all others. What may pass between networks is decided in our own
+// table, earlier; were that lost, nothing comes in here but to published ports. DOCKER-USER is Docker's, and never made.
 // As long as FORWARD's policy is not ACCEPT the jump is also at its end: where it
 // does not lead to DOCKER-USER (after iptables -F, or with Docker's nftables
 // backend), and where a RETURN of the user's there comes before our jump (the
@@ -214,10 +217,16 @@ type filter struct {
 // DOCKER-USER.
 func (f filter) changes(user bool, bridges []string) []string {
 	var want, lines []string
+	add := func(match, target string) {
+		want = append(want, fmt.Sprintf("-A %s %s -m comment --comment eipnet -j %s", eipnetForward, match, target))
+	}
 	for _, b := range bridges {
-		for _, side := range []string{"-i", "-o"} {
-			want = append(want, fmt.Sprintf("-A %s %s %s -m comment --comment eipnet -j ACCEPT", eipnetForward, side, b))
-		}
+		add("-o "+b+" -m conntrack --ctstate RELATED,ESTABLISHED,DNAT", "ACCEPT")
+		add("-i "+b+" -o "+b, "ACCEPT")
+		add("-o "+b, "DROP")
+	}
+	for _, b := range bridges {
+		add("-i "+b, "ACCEPT")
 	}
 	wanted := len(want) > 0
 	last := wanted && len(f.forward) > 0 && f.forward[0] != acceptPolicy

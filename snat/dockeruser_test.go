@@ -10,8 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const accepts = "-A EIPNET-FORWARD -i br0 -m comment --comment eipnet -j ACCEPT\n" +
-	"-A EIPNET-FORWARD -o br0 -m comment --comment eipnet -j ACCEPT\n"
+const accepts = "-A EIPNET-FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -m comment --comment eipnet -j ACCEPT\n" +
+	"-A EIPNET-FORWARD -i br0 -o br0 -m comment --comment eipnet -j ACCEPT\n" +
+	"-A EIPNET-FORWARD -o br0 -m comment --comment eipnet -j DROP\n" +
+	"-A EIPNET-FORWARD -i br0 -m comment --comment eipnet -j ACCEPT\n"
 
 func TestDockerUser(t *testing.T) {
 	tests := []struct {

@@ -1,6 +1,12 @@
 package snat
 
-import "testing"
+import (
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+)
 
 // TestInternal: from an internal network, ours or Docker's, nothing is reached
 // but its siblings, published ports at its own bridge's address neither.
@@ -34,5 +40,37 @@ func TestInternal(t *testing.T) {
 			apply(t, l.m, l.fw, true, step.internal != nil)
 			l.calls(t, step.calls)
 		})
+	}
+}
+
+// TestTableLost: where FORWARD refuses, everything passes that may; and with the
+// table deleted and no daemon, nothing gets from Docker's networks into ours.
+func TestTableLost(t *testing.T) {
+	l := newLab(t, false)
+	serve(t, l.world, 80)
+	serve(t, l.container, 8080)
+	serve(t, l.sibling, 8080)
+	serve(t, l.stock, 8080)
+	serve(t, l.host, 22)
+	serveAt(t, l.host, "127.0.0.1:8094")
+	serveAt(t, l.host, "[::1]:8094")
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		l.host.run(t, tool+" -N DOCKER-USER", tool+" -A FORWARD -j DOCKER-USER", tool+" -P FORWARD DROP",
+			tool+" -A FORWARD -i docker0 -j ACCEPT", tool+" -A FORWARD -o docker0 -j ACCEPT") // as Docker does
+	}
+	applyDockerUser(t, l.host, newDockerUser(t, l.host), true, "eip_bridge")
+	l.calls(t, slices.Concat(l.outward(), l.inward(), l.inside(), l.watched()))
+	if err := l.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.host.run(t, "nft delete table inet eipnet")
+	for _, as := range []func(string) string{strings.Clone, six} {
+		from, to := as("172.20.0.3"), net.JoinHostPort(as("172.19.0.100"), "8080")
+		if seen, err := ask(t, l.stock, from, to, silence); !errors.Is(err, errTimeout) {
+			t.Errorf("%s from %s to %s: seen as %q, error %v", "without the table", from, to, seen, err)
+		}
+		if seen, err := ask(t, l.container, as("172.19.0.100"), net.JoinHostPort(as("172.19.0.120"), "8080"), patience); seen != as("172.19.0.100") || err != nil {
+			t.Errorf("a sibling: seen as %q, error %v", seen, err)
+		}
 	}
 }
