@@ -57,6 +57,7 @@ type elements map[string]string
 //	set watched   { type ifname }            other bridges with a pinned container
 //	set ours      { type ifname }            bridges of eipnet networks
 //	set inside    { type ifname }            all container bridges; with local4 the loopback, too
+//	set noforward { type nf_proto }          families of which nothing is forwarded but what containers send or get
 //	set managed   { type ifname }            managed NICs, with an address or without
 //	set nics      { type ifname }            those and the primary
 //	set internal  { type ifname }            bridges of internal networks, Docker's too
@@ -72,7 +73,6 @@ type elements map[string]string
 //	set exceptby4 { type ipv4_addr . ipv4_addr; flags interval }
 //	set self4    { type ipv4_addr . ipv4_addr }   each known source with itself
 //	set known4, pinned4, blocked4 { type ipv4_addr }
-//	set noforward4 { type ifname }             NICs between which nothing is forwarded
 //	set uplink4  { type ipv4_addr }            the addresses of all NICs
 //	set nicaddr4 { type ifname . ipv4_addr }   every NIC, managed or not, with each of its addresses
 //	set legit4   { type ipv4_addr . ifname . ipv4_addr }
@@ -89,6 +89,7 @@ func setSpecs() []setSpec {
 		{name: "ours", key: types{name}},
 		{name: "inside", key: types{name}},
 		{name: "internal", key: types{name}},
+		{name: "noforward", key: types{nftables.TypeNFProto}},
 		{name: "managed", key: types{name}},
 		{name: "nics", key: types{name}},
 		{name: "same", key: types{name, name}},
@@ -114,7 +115,6 @@ func setSpecs() []setSpec {
 			setSpec{name: named("self", f), bySource: true, key: types{addr, addr}},
 			setSpec{name: named("pinned", f), bySource: true, key: types{addr}},
 			setSpec{name: named("blocked", f), bySource: true, key: types{addr}},
-			setSpec{name: named("noforward", f), key: types{name}},
 			setSpec{name: named("uplink", f), key: types{addr}},
 			setSpec{name: named("nicaddr", f), key: types{name, addr}},
 			setSpec{name: named("legit", f), bySource: true, key: types{addr, name, addr}},
@@ -212,11 +212,8 @@ func (r *renderer) links(fw plan.Firewall) {
 		}
 		r.put("local4", "", a.AsSlice())
 	}
-	for _, n := range fw.NoForward4 {
-		r.put("noforward4", "", r.link(n))
-	}
-	for _, n := range fw.NoForward6 {
-		r.put("noforward6", "", r.link(n))
+	for _, f := range fw.NoForward {
+		r.put("noforward", "", []byte{nfproto(f)})
 	}
 	for _, u := range fw.Uplinks {
 		if a := u.Addr.Unmap().WithZone(""); a.IsValid() {

@@ -143,7 +143,7 @@ func sample() plan.Firewall {
 			{Proto: model.TCP, Addr: addr("2001:db8::14"), Port: 8090, To: addrPort("[fd00:19::101]:8080")},
 			{Proto: model.UDP, Addr: addr("::"), Port: 53, To: addrPort("[fd00:19::102]:5353")},
 		},
-		NoForward4: []string{"eth0", "eth1", "eth2"}, NoForward6: []string{"eth0", "eth1"},
+		NoForward: model.Families[:],
 	}
 }
 

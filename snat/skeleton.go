@@ -347,8 +347,7 @@ func snatPost() chain {
 //	  iifname @watched oifname != @inside ct direction original ip6 saddr @own6 ip6 saddr != @known6 counter name "pending" drop
 //	  ct state related oifname != @inside jump quoted
 //	  ct state established,related accept
-//	  meta nfproto ipv4 iifname @noforward4 oifname @noforward4 counter name "isolated" drop
-//	  meta nfproto ipv6 iifname @noforward6 oifname @noforward6 counter name "isolated" drop
+//	  meta nfproto @noforward iifname != @inside oifname != @inside counter name "isolated" drop
 //	  iifname . oifname @same accept
 //	  iifname @internal oifname @ours counter name "isolated" drop
 //	  iifname @internal iifname @ours counter name "isolated" drop
@@ -379,11 +378,8 @@ func forward() chain {
 	rules = append(rules,
 		newRule(chainQuoted, ctState(expr.CtStateBitRELATED), notIn("inside", oifname()), verdict(expr.VerdictJump, chainQuoted)),
 		newRule("established", ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()))
-	for _, f := range model.Families {
-		rules = append(rules, newRule(named("noforward-", f), ofFamily(f),
-			in(named("noforward", f), iifname()), in(named("noforward", f), oifname()), count(CounterIsolated), drop()))
-	}
 	rules = append(rules,
+		newRule("noforward", in("noforward", meta(expr.MetaKeyNFPROTO, 1)), notIn("inside", iifname()), notIn("inside", oifname()), count(CounterIsolated), drop()),
 		newRule("same", in("same", iifname(), oifname()), accept()),
 		newRule("internal-to-ours", in("internal", iifname()), in("ours", oifname()), count(CounterIsolated), drop()),
 		newRule("internal-of-ours", in("internal", iifname()), in("ours", iifname()), count(CounterIsolated), drop()),

@@ -196,9 +196,9 @@ type Firewall struct {
 	// Groups are those that are pinned or held, by their ids.
 	Cgroups bool
 	Groups  []Group
-	// NoForward4 and NoForward6 are NICs between which nothing is forwarded
-	// (only where eipnet itself switched that family's forwarding on).
-	NoForward4, NoForward6 []string
+	// NoForward are the families of which nothing is forwarded but what comes from
+	// or goes to container bridges: eipnet, and nobody else, switched it on.
+	NoForward []model.Family
 }
 
 // FirewallNIC is a managed NIC.
