@@ -204,7 +204,7 @@ func (l *lab) firewall(t *testing.T) {
 		Mask:   model.DefaultMask,
 		NICs:   []plan.FirewallNIC{{ID: 1, Name: "eth0"}, {ID: 2, Name: "eth1", HostReplies: true}},
 		Locked: []string{"eip_bridge"}, Ours: []string{"eip_bridge"}, Watched: []string{"docker0"}, Inside: []string{"docker0", "eip_bridge"},
-		Except:     prefixes("169.254.0.0/16", "fe80::/10"),
+		Except:    prefixes("169.254.0.0/16", "fe80::/10"),
 		NoForward: model.Families[:],
 	}
 	for _, as := range []func(string) string{strings.Clone, six} {

@@ -20,6 +20,7 @@ const (
 	chainFromEndpoint = "from-endpoint"
 	chainFromWatched  = "from-watched"
 	chainFromLocal    = "from-local"
+	chainHostError    = "host-error"
 	chainBySource     = "by-source"
 	chainClamp        = "clamp"
 	chainQuoted       = "quoted"
@@ -80,6 +81,7 @@ func skeleton(mask model.Mask) []chain {
 		{name: chainFromEndpoint, rules: fromEndpoint(mask)},
 		{name: chainFromWatched, rules: fromWatched(mask)},
 		{name: chainFromLocal, rules: fromLocal(mask)},
+		{name: chainHostError, rules: hostError()},
 		{name: chainClamp, rules: clampRules()},
 		{name: chainQuoted, rules: quotedRules()},
 		markPre(), ctForward(), ctInput(), markOut(mask),
