@@ -68,6 +68,7 @@ type Desired struct {
 	Firewall Firewall
 	Sysctls  []Sysctl
 	Ports    []Port       // host ports to reserve
+	Spare    []Port       // host ports to reserve for who is not decided yet, and not to forward
 	Bridges  []BridgePort // anti-spoofing, sorted by name
 
 	// IDs are the managed NICs' IDs: remembered ones kept, new ones given.
