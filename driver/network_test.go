@@ -4,11 +4,13 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -230,4 +232,21 @@ func TestCreateNetworkRollsBack(t *testing.T) {
 	req := networkReq("second", nil)
 	req["IPv4Data"] = []object{{"Pool": "10.9.0.0/24", "Gateway": "10.9.0.1/24"}}
 	h.fails("CreateNetwork", req, "storing network second: disk full")
+}
+
+// What the page about Docker's bridge lists as refused is refused.
+func TestRefused(t *testing.T) {
+	for key, why := range driver.Refused() {
+		req := networkReq(netID, nil)
+		switch name, _, aux := strings.Cut(strings.TrimPrefix(key, "--aux-address "), "=…"); {
+		case aux:
+			req["IPv4Data"].([]object)[0]["AuxAddresses"] = object{name: "172.19.0.254/16"}
+		default:
+			option, _, _ := strings.Cut(name, " ")
+			req = networkReq(netID, object{option: "x"})
+		}
+		if _, got := newHarness(t).call("CreateNetwork", req); !strings.Contains(got, "not supported on eipnet networks") || !strings.Contains(got, why) {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
 }

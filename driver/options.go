@@ -55,6 +55,19 @@ var refusedNetworkKeys = map[string]string{
 // containers leave by another router. All others only keep an address free.
 var refusedAuxKeys = []string{"DefaultGatewayIPv4", "DefaultGatewayIPv6"}
 
+// Refused is what users of Docker's bridge may say of a network and eipnet
+// refuses, and why.
+func Refused() map[string]string {
+	out := maps.Clone(refusedNetworkKeys)
+	for _, key := range refusedAuxKeys {
+		out["--aux-address "+key+"=…"] = "containers leave by their bridge's address, which is --gateway"
+	}
+	for _, key := range []string{optGateMode4, optGateMode6} {
+		out[key+" other than nat"] = "containers leave with a NIC's address and are reached by published ports"
+	}
+	return out
+}
+
 // parseNetwork turns the request into the network that it asks for. It looks at
 // nothing but the request.
 func parseNetwork(req createNetworkRequest) (model.Network, error) {

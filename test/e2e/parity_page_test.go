@@ -3,12 +3,15 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/test/lab"
 )
@@ -162,12 +165,32 @@ func parityPage(rows []row, bridge, eipnet map[row]seen) string {
 	for i, n := range notes {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, n)
 	}
+	b.WriteString(parityElsewhere)
+	refused := driver.Refused()
+	for _, key := range slices.Sorted(maps.Keys(refused)) {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", key, refused[key])
+	}
 	b.WriteString(parityOutro)
 	return b.String()
 }
 
+// parityElsewhere are differences that no row shows, and the head of the table of
+// what is refused.
+const parityElsewhere = `
+## Not in the table
+
+- ` + "`-p [::1]:8090:8081`" + ` is refused, and a port that is published on all addresses is not at ::1: the kernel routes nothing from there to a bridge. Docker has a program of its own (docker-proxy) that
+  connects once more, and whose containers see the bridge's address. At 127.0.0.1 both drivers have it, for the host alone.
+- A container without an IPv6 address is not reached at the host's IPv6 addresses. Docker's program takes what comes there over IPv6 to its IPv4 address.
+
+And of ` + "`docker network create`" + ` an eipnet network refuses, with these reasons, what Docker's bridge has:
+
+| Option | Why |
+|---|---|
+`
+
 const parityOutro = `
-Not in the table: ` + "`docker ps`" + ` shows no ports for networks of a plugin, on any engine; ` + "`eipnet status`" + ` does. What else is missing is in the
+` + "`docker ps`" + ` shows no ports for networks of a plugin, on any engine; ` + "`eipnet status`" + ` does. What else is missing is in the
 [README](../README.md#limits-as-of-now).
 
 The test also sees to it that Docker's own network is the same with eipnet on the host as without, that all of this holds where the policy of iptables' FORWARD is DROP, and that
