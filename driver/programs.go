@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
 )
@@ -25,19 +26,46 @@ var programSubnets = []netip.Prefix{
 	netip.MustParsePrefix("198.19.240.0/20"),
 }
 
+// How long Attach waits for Docker, which may be starting just now, and how
+// often it looks.
+const (
+	dockerWait = 10 * time.Second
+	dockerLook = 100 * time.Millisecond
+)
+
+// awaitDocker waits until Docker's event stream is connected.
+func (d *Driver) awaitDocker(ctx context.Context) error {
+	giveUp := time.NewTimer(dockerWait)
+	defer giveUp.Stop()
+	tick := time.NewTicker(dockerLook)
+	defer tick.Stop()
+	for !d.labels.Up() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-giveUp.C:
+			return errors.New("docker does not answer, and whether the host may forward packets is not decided before it does")
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
 // Attach makes an endpoint for a program. On an error nothing of it is left.
 func (d *Driver) Attach(ctx context.Context, p model.Program) (model.Attachment, error) {
-	if !d.labels.Up() {
-		return model.Attachment{}, errors.New("docker does not answer, and whether the host may forward packets is not decided before it does")
+	if err := d.awaitDocker(ctx); err != nil {
+		return model.Attachment{}, err
 	}
+	var rebind model.Rebind
 	if p.As != "" {
 		e, err := d.hostEntry(p.As)
 		if err != nil {
 			return model.Attachment{}, err
 		}
 		p.Options, p.Publishes = e.Options, e.Publishes
+		rebind, _ = d.store.Rebind(e.ID())
 	}
-	wishes, err := d.checkProgram(ctx, p)
+	wishes, err := d.checkProgram(ctx, p, rebind.Options)
 	if err != nil {
 		return model.Attachment{}, err
 	}
@@ -67,9 +95,13 @@ func (d *Driver) hostEntry(name string) (model.HostEntry, error) {
 	return model.HostEntry{}, fmt.Errorf("there is no host entry %s: see eipnet host ls", name)
 }
 
-// checkProgram refuses what could not work.
-func (d *Driver) checkProgram(ctx context.Context, p model.Program) ([]wish, error) {
+// checkProgram refuses what could not work. rebind is what was said of the host
+// entry that it is to join; nil: nothing.
+func (d *Driver) checkProgram(ctx context.Context, p model.Program, rebind map[string]string) ([]wish, error) {
 	pin, err := model.ParsePinOptions(p.Options)
+	if err == nil && rebind != nil {
+		pin, err = model.ParsePinOptions(rebind)
+	}
 	if err != nil {
 		return nil, err
 	}

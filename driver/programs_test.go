@@ -1,9 +1,13 @@
 package driver_test
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -95,6 +99,20 @@ func TestAttachAs(t *testing.T) {
 	nothing(t, w)
 }
 
+// What counts is where a host entry is now: it was rebound from a NIC that is gone.
+func TestAttachAsRebound(t *testing.T) {
+	w := drivertest.New()
+	w.Store.Hosts = []model.HostEntry{{Name: "web", Address: netip.MustParseAddr("10.7.0.9"), Options: map[string]string{model.KeyNIC: "eth7"}}}
+	d := driver.New(w.Options())
+	if _, err := d.Attach(t.Context(), model.Program{Name: "server", As: "web"}); err == nil || !strings.Contains(err.Error(), "no such NIC") {
+		t.Errorf("by a NIC that is not there: %v", err)
+	}
+	w.Store.SetRebind(model.Rebind{ContainerID: w.Store.Hosts[0].ID(), Options: map[string]string{model.KeyNIC: "eth1"}})
+	if _, err := d.Attach(t.Context(), model.Program{Name: "server", As: "web"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Docker's own endpoints are not removed as programs.
 func TestDetachForeign(t *testing.T) {
 	w := drivertest.New()
@@ -157,12 +175,24 @@ func TestProgramsSubnet(t *testing.T) {
 	}
 }
 
-// Whether the host may forward is Docker's to decide first.
+// Whether the host may forward is Docker's to decide first. It may be starting.
 func TestAttachWithoutDocker(t *testing.T) {
-	w := drivertest.New()
-	w.Labels.Set(false, false)
-	if a, err := driver.New(w.Options()).Attach(t.Context(), program("web")); err == nil {
-		t.Errorf("attached %+v", a)
-	}
-	nothing(t, w)
+	synctest.Test(t, func(t *testing.T) {
+		w := drivertest.New()
+		w.Labels.Set(false, false)
+		d := driver.New(w.Options())
+		if a, err := d.Attach(t.Context(), program("web")); err == nil || !strings.Contains(err.Error(), "docker does not answer") {
+			t.Errorf("attached %+v, %v", a, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if a, err := d.Attach(ctx, program("web")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("attached %+v, %v", a, err)
+		}
+		nothing(t, w)
+		time.AfterFunc(5*time.Second, func() { w.Labels.Set(true, false) })
+		if _, err := d.Attach(t.Context(), program("web")); err != nil {
+			t.Errorf("when Docker is there: %v", err)
+		}
+	})
 }

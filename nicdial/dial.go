@@ -21,12 +21,22 @@ import (
 // standard library's, with the NIC's addresses as sources, names looked up by
 // the NIC, and Happy Eyeballs among its families. Its fields may be changed, but
 // for ControlContext and Resolver.
+//
+// What is sent and not acknowledged for half a minute ends a TCP connection
+// (TCP_USER_TIMEOUT): where the NIC has lost the address that it began with,
+// nothing else would for a quarter of an hour. Multipath TCP is off: its
+// further paths would leave by other NICs.
 func (n *NIC) Dialer() *net.Dialer {
-	return &net.Dialer{
+	d := &net.Dialer{
 		Timeout: 30 * time.Second, KeepAlive: 30 * time.Second,
 		Resolver: n.Resolver(), ControlContext: n.controlDial,
 	}
+	d.SetMultipathTCP(false)
+	return d
 }
+
+// userTimeout is how long TCP waits for an acknowledgement.
+const userTimeout = 30 * time.Second
 
 // DialContext connects to the address by the NIC, as [net.Dialer.DialContext]
 // does. A destination that is this host itself is reached as ever, as no NIC
@@ -68,11 +78,14 @@ func (n *NIC) families(network, address string) (string, error) {
 // the limits and time-outs that [http.DefaultTransport] has in the standard
 // library, whatever a program has made of that variable, and connects with
 // [NIC.DialContext]. It has no proxy, be it in the environment or not: behind
-// one, the world would see the proxy's address.
+// one, the world would see the proxy's address. A connection over which nothing
+// comes any more, as the NIC has another address, is given up after half a
+// minute to a minute, HTTP/2's by pings; CloseIdleConnections does it at once.
 func (n *NIC) Transport() *http.Transport {
 	t := &http.Transport{
 		ForceAttemptHTTP2: true, MaxIdleConns: 100, IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second, ExpectContinueTimeout: time.Second,
+		HTTP2: &http.HTTP2Config{SendPingTimeout: userTimeout / 2, PingTimeout: userTimeout / 2},
 	}
 	t.DialContext = n.DialContext
 	return t
@@ -100,7 +113,11 @@ func (n *NIC) controlDial(_ context.Context, network, address string, c syscall.
 		if strings.HasPrefix(network, "tcp") {
 			// connect chooses the port then, which two connections to different
 			// destinations may share.
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+			err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+			if err == nil {
+				err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+			}
+			if err != nil {
 				return os.NewSyscallError("setsockopt", err)
 			}
 		}

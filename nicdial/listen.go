@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -16,7 +17,7 @@ import (
 // callers on this host itself are not heard. Multipath TCP is off: its further
 // paths would leave by other NICs.
 //
-// A UDP socket has to be given an address of the NIC: on a wildcard address the
+// On a wildcard address TCP follows the NIC to another address. A UDP socket has to be given an address of the NIC: on a wildcard address the
 // kernel chooses source and route of answers without looking at the NIC's own
 // routes. [NIC.ListenPacket] fills the address in.
 func (n *NIC) ListenConfig() *net.ListenConfig {
@@ -26,17 +27,25 @@ func (n *NIC) ListenConfig() *net.ListenConfig {
 }
 
 // Listen listens for TCP on the NIC. Where the address has no host (":8080"),
-// it is the NIC's own: its IPv4 address if it has one and the network is not
-// "tcp6".
+// it hears whatever comes in by the NIC, also when that gets another address
+// later, and [net.Listener.Addr] is a wildcard. If the NIC was named by one of
+// its addresses it is that one; and its address of the other family with "tcp6"
+// or "tcp4".
 func (n *NIC) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	address, err := n.here(network, address)
+	own, err := n.here(network, address)
 	if err != nil {
 		return nil, err
+	}
+	if n.addr.IsValid() {
+		address = own
 	}
 	return n.ListenConfig().Listen(ctx, network, address)
 }
 
-// ListenPacket is Listen for UDP. What is sent by it leaves by the NIC.
+// ListenPacket listens for UDP on the NIC. What is sent by it leaves by the NIC.
+// Where the address has no host, it is the NIC's own of this moment: its IPv4
+// address if it has one and the network is not "udp6". When the NIC gets another
+// address, nothing comes in by the socket any more: listen anew.
 func (n *NIC) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
 	address, err := n.here(network, address)
 	if err != nil {
@@ -86,13 +95,22 @@ func (n *NIC) controlListen(network, address string, c syscall.RawConn) error {
 		return err
 	}
 	b := binding{device: d.name}
-	for _, dst := range world {
-		if p, err := d.plan(dst); err == nil {
+	for _, dst := range heard(network, at.Addr()) {
+		if p, err := d.plan(dst); err == nil && p.mark != 0 {
 			b.mark = p.mark
 			break
 		}
 	}
 	return onSocket(c, b.apply)
+}
+
+// heard returns the destinations that stand for whoever a listener answers to.
+// The wildcard of IPv6 hears both families, and a NIC has one mark for both.
+func heard(network string, at netip.Addr) []netip.Addr {
+	if at.IsUnspecified() && !strings.HasSuffix(network, "4") {
+		return world
+	}
+	return slices.DeleteFunc(slices.Clone(world), func(dst netip.Addr) bool { return dst.Is4() != (at.Is4() || at.IsUnspecified()) })
 }
 
 // bearing checks that the address is the device's, and returns the device with

@@ -147,8 +147,8 @@ type address struct {
 	addr  netip.Addr
 }
 
-// addrs lists the addresses that packets to the world can leave with; a link's
-// main ones come before its secondary ones.
+// addrs lists the addresses that packets to the world can leave with. Of each
+// family, that to leave with comes first among a link's.
 func (r *route) addrs() ([]address, error) {
 	msgs, err := r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfAddrmsg))
 	if err != nil {
@@ -176,7 +176,27 @@ func (r *route) addrs() ([]address, error) {
 		}
 		out = append(out, address{index: int(binary.NativeEndian.Uint32(m.Data[4:])), addr: addr})
 	}
-	return out, nil
+	return oldestFirst(out), nil
+}
+
+// oldestFirst orders the addresses as eipnet does: in IPv4 the kernel lists a
+// link's main ones before its secondary ones; in IPv6 it lists the newest first,
+// and a private one (fd00::/8) leads nowhere if there is another.
+func oldestFirst(addrs []address) []address {
+	var v4, v6, private []address
+	for _, a := range addrs {
+		switch {
+		case a.addr.Is4():
+			v4 = append(v4, a)
+		case a.addr.IsPrivate():
+			private = append(private, a)
+		default:
+			v6 = append(v6, a)
+		}
+	}
+	slices.Reverse(v6)
+	slices.Reverse(private)
+	return slices.Concat(v4, v6, private)
 }
 
 // way asks for the kind of route (RTN_UNICAST, RTN_LOCAL, …; 0: there is none)

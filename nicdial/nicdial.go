@@ -137,6 +137,7 @@ func (n *NIC) find() (device, error) {
 	if err != nil {
 		return device{}, err
 	}
+	bare := "" // that of several links with this MAC which has no address: a bridge port's, say
 	for _, l := range links {
 		d := device{name: l.name, index: l.index}
 		found := n.name == l.name || n.mac != nil && n.mac.String() == l.mac.String()
@@ -158,9 +159,13 @@ func (n *NIC) find() (device, error) {
 			continue
 		}
 		if !d.v4.IsValid() && !d.v6.IsValid() {
-			return device{}, fmt.Errorf("nicdial: %s: %w", d.name, ErrNoAddress)
+			bare = d.name
+			continue
 		}
 		return d, nil
+	}
+	if bare != "" {
+		return device{}, fmt.Errorf("nicdial: %s: %w", bare, ErrNoAddress)
 	}
 	return device{}, fmt.Errorf("nicdial: %v: %w", n, ErrNoNIC)
 }

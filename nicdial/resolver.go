@@ -15,10 +15,10 @@ import (
 )
 
 // Resolver returns a resolver whose queries leave by the NIC. It asks the name
-// servers of /etc/resolv.conf (or [WithNameServers]). One on a loopback
-// address is a program of this host that would pass the query on by the host's
-// own routing; in its place those servers are asked that systemd-resolved asks,
-// and where there are none that is an error.
+// servers of /etc/resolv.conf (or [WithNameServers]). One on an address of this
+// host, its loopback or another, is a program that would pass the query on by
+// the host's own routing; in its place those servers are asked that
+// systemd-resolved asks, and where there are none that is an error.
 func (n *NIC) Resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: n.dialServer}
 }
@@ -35,7 +35,11 @@ func (n *NIC) dialServer(ctx context.Context, network, address string) (net.Conn
 			return nil, fmt.Errorf("nicdial: reading the name server's address: %w", err)
 		}
 		servers = []netip.AddrPort{asked}
-		if asked.Addr().Unmap().IsLoopback() {
+		here, err := local(asked.Addr())
+		if err != nil {
+			return nil, err
+		}
+		if here {
 			if servers, err = realServers(upstream); err != nil {
 				return nil, err
 			}
@@ -46,6 +50,7 @@ func (n *NIC) dialServer(ctx context.Context, network, address string) (net.Conn
 	}
 	server := servers[int(n.turn.Add(1)-1)%len(servers)]
 	d := net.Dialer{ControlContext: n.controlDial}
+	d.SetMultipathTCP(false)
 	return d.DialContext(ctx, network, server.String())
 }
 
@@ -67,7 +72,11 @@ func realServers(path string) ([]netip.AddrPort, error) {
 		if len(fields) < 2 || fields[0] != "nameserver" {
 			continue
 		}
-		if a, err := netip.ParseAddr(fields[1]); err == nil && !a.IsLoopback() {
+		a, err := netip.ParseAddr(fields[1])
+		if err != nil {
+			continue
+		}
+		if here, err := local(a); err != nil || !here { // an error comes again when it is asked
 			out = append(out, netip.AddrPortFrom(a, 53))
 		}
 	}

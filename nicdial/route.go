@@ -38,6 +38,8 @@ func (e *RouteError) Is(target error) bool { return target == ErrNoRoute }
 // nobody has a route of their own.
 var world = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:ffff::1")}
 
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // Check reports whether the world can be reached by the NIC: that it is there,
 // has an address, that its packets find a route for each family of which it has
 // an address, and that this process may bind to it. It asks the kernel and sends
@@ -67,6 +69,21 @@ func (n *NIC) Check() error {
 	return errors.Join(errs...)
 }
 
+// local reports whether the address is this host itself.
+func local(a netip.Addr) (bool, error) {
+	a = a.Unmap()
+	if a.IsLoopback() || a.IsUnspecified() {
+		return true, nil
+	}
+	s, err := openRoute()
+	if err != nil {
+		return false, err
+	}
+	defer s.close()
+	kind, err := s.way(netip.Addr{}, a.WithZone(""), 0, 0)
+	return kind == unix.RTN_LOCAL, err
+}
+
 // binding is how one socket is bound.
 type binding struct {
 	device string // empty: to none
@@ -81,8 +98,11 @@ func (d device) plan(dst netip.Addr) (binding, error) {
 		return binding{}, err
 	}
 	defer s.close()
-	if kind, err := s.way(netip.Addr{}, dst, 0, 0); kind == unix.RTN_LOCAL || err != nil {
+	switch kind, err := s.way(netip.Addr{}, dst, 0, 0); {
+	case kind == unix.RTN_LOCAL || err != nil:
 		return binding{}, err // the host itself: no NIC has to do with it
+	case kind == unix.RTN_BROADCAST || dst.IsMulticast() || dst == broadcast:
+		return binding{}, fmt.Errorf("nicdial: reaching %v by %s: multicast and broadcast are not for this package", dst, d.name)
 	}
 	b := binding{device: d.name, source: d.source(dst)}
 	if !b.source.IsValid() {

@@ -52,7 +52,8 @@ It needs root, and refuses while the daemon runs. It also refuses as long as
 Docker has networks of eipnet's or runs containers with eip.* labels; --force
 goes on all the same.
 
-Exit codes: 0 nothing of eipnet is left, 1 refused or failed, 2 something is left.`,
+Exit codes: 0 nothing of eipnet is left, 1 refused or failed, 2 something is
+left, or may be: where the state file was lost, nobody knows what sysctls were.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -93,8 +94,12 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	unknown, err := l.unknown(ctx, memory, before) // now, as the group tells which NICs were managed
+	if err != nil {
+		return err
+	}
 	if o.dryRun {
-		printDryRun(out, before, running, used)
+		printDryRun(out, before, unknown, running, used)
 		return nil
 	}
 	removeErr := l.remove(ctx)
@@ -112,18 +117,23 @@ func cleanup(ctx context.Context, o cleanupOptions, out io.Writer) error {
 		return err
 	case len(left) > 0:
 		return exitError{exitProblems, fmt.Errorf("cleaning up: still there: %s", strings.Join(left, ", "))}
+	case len(unknown) > 0:
+		return exitError{exitProblems, fmt.Errorf("cleaning up: %s", unknownSysctls(unknown))}
 	}
 	_, err = fmt.Fprintln(out, "nothing of eipnet is left")
 	return err
 }
 
 // printDryRun prints what cleanup would do, and why it would refuse.
-func printDryRun(out io.Writer, items []string, running error, used []string) {
+func printDryRun(out io.Writer, items, unknown []string, running error, used []string) {
 	for _, item := range items {
 		fmt.Fprintln(out, "would", verbFor(item, "remove"), item)
 	}
 	if len(items) == 0 {
 		fmt.Fprintln(out, "nothing of eipnet is there")
+	}
+	if len(unknown) > 0 {
+		fmt.Fprintln(out, "#", unknownSysctls(unknown))
 	}
 	if running != nil {
 		fmt.Fprintln(out, "# cleanup would refuse:", running)
@@ -131,6 +141,12 @@ func printDryRun(out io.Writer, items []string, running error, used []string) {
 	if len(used) > 0 {
 		fmt.Fprintln(out, "# cleanup would refuse without --force, as these are in use:", strings.Join(used, ", "))
 	}
+}
+
+// unknownSysctls says which sysctls cannot be put back.
+func unknownSysctls(list []string) string {
+	return "what the sysctls were before is not known, as the state file is lost; all else of eipnet is removed, and these, which have the values that eipnet gives them, stay: " +
+		strings.Join(list, ", ") + "; put back by hand what was otherwise (a reboot does, too)"
 }
 
 // verbFor says what is done to a thing that is listed: what the host had before

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,6 +73,10 @@ func (f *execFlags) run(ctx context.Context, args []string) (int, error) {
 		return nsexec.ExitFailed, err
 	}
 	client := api.NewClient(f.socket)
+	// Before the daemon is asked: one that comes as it answers ends ctx too late.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	// The connection that holds the endpoint lasts as long as its context: a
 	// signal ends that only until the daemon has answered.
 	attaching, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -84,14 +90,14 @@ func (f *execFlags) run(ctx context.Context, args []string) (int, error) {
 		held.Close()
 		return nsexec.ExitFailed, errors.Join(ctx.Err(), detach(client, held.ID))
 	}
-	// From here on signals are the program's.
+	// From here on signals are the program's, or end the command before there is one.
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	holding := make(chan struct{})
 	go func() {
 		defer close(holding)
 		hold(ctx, client, held)
 	}()
-	code, err := nsexec.Run(spec, held.Attachment)
+	code, err := nsexec.Run(spec, held.Attachment, signals)
 	stop()
 	<-holding
 	return code, errors.Join(err, detach(client, held.ID))
@@ -127,11 +133,15 @@ func (f *execFlags) parse(args []string) (model.Program, nsexec.Spec, error) {
 			return fail(fmt.Errorf("--user: %w", err))
 		}
 	}
-	conf, err := nsexec.HostResolvConf()
+	own, err := nsexec.OwnAddrs()
 	if err != nil {
 		return fail(err)
 	}
-	text, local := nsexec.ResolvConf(conf, f.dns)
+	conf, err := nsexec.HostResolvConf(own)
+	if err != nil {
+		return fail(err)
+	}
+	text, local := nsexec.ResolvConf(conf, f.dns, own)
 	if local {
 		fmt.Fprintln(os.Stderr, "eipnet exec: all name servers are on this host, and would ask by the host's routing; the program finds no names without --dns")
 	}

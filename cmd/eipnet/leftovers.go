@@ -30,52 +30,41 @@ type memory struct {
 	originals host.Originals
 	networks  []model.Network // of eipnet's own
 	bridges   []string        // of those
-	close     func()
+	// lost: there is none, or nothing in it: where anything of ours is found, it
+	// is not known what the host was like.
+	lost  bool
+	close func()
 }
 
 // recall opens the state file. Where there is none, none is made; for a dry
 // run a copy is read, as a daemon may have it and nothing is to be changed.
 func recall(o cleanupOptions) (*memory, error) {
 	path := filepath.Join(o.stateDir, "state.db")
-	m := &memory{originals: &host.MemoryOriginals{}, close: func() {}}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	m := &memory{originals: &host.MemoryOriginals{}, lost: true, close: func() {}}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the state file: %w", err)
-	}
+	open := state.Open
 	if o.dryRun {
-		dir, err := os.MkdirTemp("", "eipnet-cleanup-")
-		if err != nil {
-			return nil, fmt.Errorf("copying the state file: %w", err)
-		}
-		path = filepath.Join(dir, "state.db")
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			return nil, fmt.Errorf("copying the state file: %w", errors.Join(err, os.RemoveAll(dir)))
-		}
-		m.close = func() { _ = os.RemoveAll(dir) }
+		open = state.Copy
 	}
-	store, damaged, err := state.Open(path, o.log)
+	store, damaged, err := open(path, o.log)
 	if err != nil {
-		m.close()
 		return nil, fmt.Errorf("cleaning up: %w", err)
 	}
 	if damaged != nil {
 		fmt.Fprintf(os.Stderr, "eipnet: %v\n", damaged)
 	}
-	m.originals = store
+	m.originals, m.lost = store, store.Fresh()
 	for _, n := range store.Networks() {
 		if !n.Stock {
 			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
 		}
 	}
-	rest := m.close
 	m.close = func() {
 		if err := store.Close(); err != nil {
 			fmt.Fprintf(os.Stderr, "eipnet: %v\n", err)
 		}
-		rest()
 	}
 	return m, nil
 }
@@ -167,6 +156,19 @@ func lookAtDocker(ctx context.Context, o cleanupOptions) *events.View {
 	w := events.New(events.Options{Log: o.log, Host: o.dockerHost, Poke: cancel})
 	_ = w.Run(ctx) // ends with the first list, or out of patience
 	return w.View()
+}
+
+// unknown lists the switches that may have been ours, where something of ours is
+// there and nothing says what they were before.
+func (l *leftovers) unknown(ctx context.Context, m *memory, found []string) ([]string, error) {
+	if !m.lost || !slices.ContainsFunc(found, func(item string) bool { return !strings.HasPrefix(item, "file ") }) {
+		return nil, nil
+	}
+	alike, err := l.links.Alike(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking for sysctls that may be eipnet's: %w", err)
+	}
+	return alike, nil
 }
 
 // files lists our sockets and state files.

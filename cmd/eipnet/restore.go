@@ -61,7 +61,7 @@ func restore(ctx context.Context, o serveOptions, out io.Writer) error {
 	}
 	defer store.Close()
 	if damaged != nil {
-		o.log.Warn("state file damaged", slog.String("text", damaged.String()))
+		o.log.Warn("state file damaged or not writable", slog.String("text", damaged.String()))
 	}
 	hands, err := openAppliers(ctx, o, store, func() {})
 	if err != nil {

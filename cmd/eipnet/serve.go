@@ -20,6 +20,7 @@ import (
 	"github.com/eipnet/eipnet/events"
 	"github.com/eipnet/eipnet/internal/api"
 	"github.com/eipnet/eipnet/internal/health"
+	"github.com/eipnet/eipnet/internal/host"
 	"github.com/eipnet/eipnet/internal/hosts"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/programs"
@@ -124,7 +125,9 @@ func serve(ctx context.Context, o serveOptions) error {
 	g, ctx := errgroup.WithContext(ctx)
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	g.Go(func() error { return links.Watch(inner, poke, watcher.PortUp) })
+	g.Go(func() error {
+		return links.Watch(inner, host.Notices{Changed: poke, Turned: func() { loop.Hurry() }, PortUp: watcher.PortUp})
+	})
 	g.Go(func() error { return firewall.Watch(inner, loop.PokeTables, loop.PokeForwarding) })
 	g.Go(func() error { return loop.Run(inner) })
 	g.Go(func() error { return watcher.Run(inner) })

@@ -108,7 +108,7 @@ func keyOf(n model.NIC, id model.NICID) key {
 
 // Look judges the NICs to be watched, which need not be there, by what the host
 // looks like now and by what probers found. A NIC that is new waits for its
-// first answer, less than an interval. NICs that are watched no more are not
+// first answer, less than an interval and a second at most. NICs that are watched no more are not
 // asked; what is known of them is kept.
 func (t *Tracker) Look(ctx context.Context, host model.Host, ids map[string]model.NICID, watch []string) map[string]model.Health {
 	var fresh []*prober
@@ -122,12 +122,14 @@ func (t *Tracker) Look(ctx context.Context, host model.Host, ids map[string]mode
 		n, there := host.NIC(name)
 		wanted := there && n.Up && n.Carrier && slices.Contains(watch, name)
 		k := keyOf(n, ids[name])
+		// A NIC that works and gets another address or gateway goes on working until it does not answer.
+		trusted := wanted && !rec.failed && rec.prober.answers()
 		if rec.prober != nil && (!wanted || rec.prober.key != k) {
 			rec.prober.cancel()
 			rec.prober = nil
 		}
 		if wanted && rec.prober == nil {
-			if rec.prober = t.probe(n, k); rec.prober.question != nil && !rec.failed {
+			if rec.prober = t.probe(n, k, trusted); rec.prober.question != nil && !rec.failed && !trusted {
 				fresh = append(fresh, rec.prober)
 			}
 		}
@@ -155,12 +157,15 @@ func (t *Tracker) Look(ctx context.Context, host model.Host, ids map[string]mode
 	return out
 }
 
+// maxAwait bounds how long Look waits: who calls it has others waiting.
+const maxAwait = time.Second
+
 // await waits for first answers.
 func (t *Tracker) await(ctx context.Context, fresh []*prober) {
 	if len(fresh) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, t.o.Interval*3/4)
+	ctx, cancel := context.WithTimeout(ctx, min(t.o.Interval*3/4, maxAwait))
 	defer cancel()
 	for _, p := range fresh {
 		select {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -159,6 +160,35 @@ func TestFirstLookWaits(t *testing.T) {
 		if took := time.Since(begin); took > 0 {
 			t.Errorf("the second look took %v", took)
 		}
+	})
+}
+
+// A NIC that works and gets another address is not failed for one lost
+// question, nor waited for; if it does not answer any more, that is noticed as ever.
+func TestAnotherAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, false)
+		l.want(model.Healthy)
+		for _, addr := range []string{"172.31.0.15/20", "172.31.0.16/20"} {
+			l.after(2 * time.Second)
+			l.host.NICs = slices.Clone(l.host.NICs)
+			l.host.NICs[0].Addrs = []netip.Prefix{netip.MustParsePrefix(addr)}
+			l.dead.Store(true)
+			began := time.Now()
+			l.want(model.Healthy)
+			if took := time.Since(began); took > 0 {
+				t.Errorf("waited %v", took)
+			}
+			l.after(400 * time.Millisecond)
+			l.dead.Store(false)
+			l.want(model.Healthy)
+		}
+		l.after(2 * time.Second)
+		l.host.NICs = slices.Clone(l.host.NICs)
+		l.host.NICs[0].Addrs = []netip.Prefix{netip.MustParsePrefix("172.31.0.17/20")}
+		l.dead.Store(true)
+		l.after(3 * time.Second)
+		l.want(model.Failed)
 	})
 }
 

@@ -16,6 +16,7 @@ type prober struct {
 	first    chan struct{} // closed after the first answer, or none
 	silent   error         // what is wrong; guarded by the tracker's lock, as is:
 	unsure   bool          // silent is about the very first question alone
+	trusted  bool          // one before it was answered: a first question without an answer says nothing
 }
 
 // asking reports whether nothing is known yet.
@@ -31,10 +32,15 @@ func (p *prober) asking() bool {
 	}
 }
 
+// answers reports whether the last that is known is an answer. Callers hold the lock.
+func (p *prober) answers() bool {
+	return p != nil && p.question != nil && !p.asking() && p.silent == nil
+}
+
 // probe starts a prober. Callers hold the lock.
-func (t *Tracker) probe(n model.NIC, k key) *prober {
+func (t *Tracker) probe(n model.NIC, k key, trusted bool) *prober {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &prober{key: k, cancel: cancel, first: make(chan struct{})}
+	p := &prober{key: k, cancel: cancel, first: make(chan struct{}), trusted: trusted}
 	question, err := t.o.Open(n, k.id)
 	if err != nil {
 		t.o.Log.Warn("NIC cannot be asked", slog.String("nic", n.Name), slog.Any("err", err))
@@ -71,7 +77,7 @@ func (t *Tracker) run(ctx context.Context, p *prober) {
 			p.silent = nil
 		case missed > tolerated:
 			p.silent, p.unsure = err, false
-		case n == 0:
+		case n == 0 && !p.trusted:
 			p.silent, p.unsure = err, true
 		}
 		changed := (before == nil) != (p.silent == nil) || wasUnsure && !p.unsure

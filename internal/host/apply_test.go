@@ -232,6 +232,23 @@ func TestOriginalsOfAnotherBootAreForgotten(t *testing.T) {
 	})
 }
 
+// A state file that cannot be written keeps nobody from starting: what an earlier
+// boot left in it has no effect.
+func TestOriginalsThatCannotBeForgotten(t *testing.T) {
+	netnstest.Run(t, func() {
+		ip(t, "link add eth0 type veth peer name far0")
+		o := &singleOriginals{refuse: true}
+		_ = o.MemoryOriginals.SetOriginal("group:eth0", "another-boot 7 5")
+		h, _ := open(t, Options{Originals: o})
+		if err := h.RemoveAll(t.Context()); err == nil {
+			t.Error("nothing says that it is still remembered")
+		}
+		if g := link(t, h, "eth0").Attrs().Group; g != 0 {
+			t.Errorf("eth0 is in group %d", g)
+		}
+	})
+}
+
 func TestGroupIsSetAndPutBack(t *testing.T) {
 	netnstest.Run(t, func() {
 		ip(t, "link add eth0 type veth peer name far0", "link add eth1 type veth peer name far1", "link set eth1 group 7")
@@ -282,6 +299,61 @@ func TestRenamedNICIsPutBack(t *testing.T) {
 		}
 		if left := m.OriginalKeys(); len(left) > 0 {
 			t.Errorf("originals left: %v", left)
+		}
+	})
+}
+
+// singleOriginals refuses to change a remembered value alone, as one who dies
+// after it would have.
+type singleOriginals struct {
+	MemoryOriginals
+	refuse bool
+}
+
+func (s *singleOriginals) SetOriginal(key, value string) error {
+	if s.refuse {
+		return errors.New("died")
+	}
+	return s.MemoryOriginals.SetOriginal(key, value)
+}
+
+func (s *singleOriginals) DeleteOriginal(key string) error {
+	if s.refuse {
+		return errors.New("died")
+	}
+	return s.MemoryOriginals.DeleteOriginal(key)
+}
+
+func (s *singleOriginals) MoveOriginals(set map[string]string, forget []string) error {
+	refuse := s.refuse
+	s.refuse = false
+	defer func() { s.refuse = refuse }()
+	for _, key := range forget {
+		_ = s.DeleteOriginal(key)
+	}
+	for key, value := range set {
+		_ = s.SetOriginal(key, value)
+	}
+	return nil
+}
+
+// A daemon that dies while it follows a rename does not lose what the NIC was
+// like: what is remembered goes to the new name at once, not key by key.
+func TestRenameIsRememberedAtOnce(t *testing.T) {
+	netnstest.Run(t, func() {
+		ip(t, "link add eth1 type veth peer name far1", "link set eth1 group 7")
+		setSysctl(t, conf4("eth1", "rp_filter"), "1")
+		o := &singleOriginals{}
+		h, _ := open(t, Options{Originals: o})
+		loose := plan.Sysctl{Path: conf4("eth1", "rp_filter"), From: []string{"0", "1"}, Value: "2"}
+		apply(t, h, plan.Links{Grouped: []string{"eth1"}}, []plan.Sysctl{loose}, true, true)
+		ip(t, "link set eth1 name lan1")
+		o.refuse = true
+		if _, err := h.Apply(t.Context(), plan.Links{Grouped: []string{"lan1"}}, nil, false); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"group:lan1", "sysctl:" + conf4("lan1", "rp_filter")}, o.OriginalKeys()); diff != "" {
+			t.Errorf("originals (-want +got):\n%s", diff)
 		}
 	})
 }

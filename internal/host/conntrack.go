@@ -27,8 +27,7 @@ func (h *Host) FlushConntrack(ctx context.Context, addrs []netip.Addr) (int, err
 }
 
 // FlushConntrackPorts forgets the UDP connections that were opened to one of
-// these addresses and ports; an unspecified address means every one of its
-// family. It returns how many there were.
+// these addresses and ports. It returns how many there were.
 func (h *Host) FlushConntrackPorts(ctx context.Context, dst []netip.AddrPort) (int, error) {
 	match := udpFilter(make(map[netip.AddrPort]bool))
 	families := make(map[model.Family]bool)
@@ -99,10 +98,5 @@ func (u udpFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	if model.Proto(flow.Forward.Protocol) != model.UDP {
 		return false
 	}
-	to := netip.AddrPortFrom(addr(flow.Forward.DstIP), flow.Forward.DstPort)
-	anywhere := netip.IPv4Unspecified()
-	if to.Addr().Is6() {
-		anywhere = netip.IPv6Unspecified()
-	}
-	return u[to] || u[netip.AddrPortFrom(anywhere, to.Port())]
+	return u[netip.AddrPortFrom(addr(flow.Forward.DstIP), flow.Forward.DstPort)]
 }

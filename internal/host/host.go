@@ -36,6 +36,8 @@ type Originals interface {
 	Original(key string) (string, bool)
 	SetOriginal(key, value string) error
 	DeleteOriginal(key string) error
+	// MoveOriginals records values and forgets keys at once: all of it, or none.
+	MoveOriginals(set map[string]string, forget []string) error
 	OriginalKeys() []string
 }
 
@@ -100,7 +102,7 @@ func New(o Options) (*Host, error) {
 		return nil, fmt.Errorf("opening the host: %w", err)
 	}
 	if err := host.forgetOtherBoots(); err != nil {
-		return nil, fmt.Errorf("opening the host: %w", err)
+		o.Log.Warn("what was changed before the host's start is still remembered, to no effect", slog.Any("err", err))
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -143,25 +145,38 @@ type tables struct {
 	links   []netlink.Link
 	byName  map[string]netlink.Link
 	bridges map[int]bool           // by link index
+	vrfs    map[int]string         // names, by link index
 	inside  map[int]bool           // those of container networks
 	addrs   map[int][]netlink.Addr // by link index; IPv4 first, secondary ones after primaries
 	routes  []netlink.Route        // unicast, not ours, one per next hop
+}
+
+func newTables(links []netlink.Link) *tables {
+	t := &tables{
+		links: links, byName: make(map[string]netlink.Link), bridges: make(map[int]bool), vrfs: make(map[int]string),
+		inside: make(map[int]bool), addrs: make(map[int][]netlink.Addr),
+	}
+	for _, l := range links {
+		at := l.Attrs()
+		t.byName[at.Name] = l
+		t.bridges[at.Index] = l.Type() == "bridge"
+		t.inside[at.Index] = isOurs(l) || isDocker(l)
+		if l.Type() == "vrf" {
+			t.vrfs[at.Index] = at.Name
+		}
+	}
+	return t
 }
 
 func (h *Host) readLinks(ctx context.Context) (*tables, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("reading the host: %w", err)
 	}
-	t := &tables{byName: make(map[string]netlink.Link), bridges: make(map[int]bool), inside: make(map[int]bool), addrs: make(map[int][]netlink.Addr)}
-	var err error
-	if t.links, err = dump(h.handle.LinkList); err != nil {
+	links, err := dump(h.handle.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	for _, l := range t.links {
-		t.byName[l.Attrs().Name] = l
-		t.bridges[l.Attrs().Index] = l.Type() == "bridge"
-		t.inside[l.Attrs().Index] = isOurs(l) || isDocker(l)
-	}
+	t := newTables(links)
 	addrs, err := dump(func() ([]netlink.Addr, error) { return h.handle.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)

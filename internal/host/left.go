@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/eipnet/eipnet/internal/model"
@@ -33,6 +35,29 @@ func (h *Host) List(ctx context.Context) ([]string, error) {
 		old, ours, _ := strings.Cut(value, arrow)
 		if now, err := h.readSysctl(path); ok && err == nil && now == ours {
 			out = append(out, fmt.Sprintf("sysctl %s=%s (before: %s)", path, ours, old))
+		}
+	}
+	return out, nil
+}
+
+// Alike lists switches that have the value which eipnet gives them: forwarding,
+// and those of the NICs in our group. For who has lost the memory of what they
+// were before; somebody else may have set them so.
+func (h *Host) Alike(ctx context.Context) ([]string, error) {
+	t, err := h.readLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]string{ipForward: "1", plan.Forwarding6: "1"}
+	for _, l := range t.links {
+		if at := l.Attrs(); at.Group == model.NICGroup {
+			ours[conf4(at.Name, "rp_filter")], ours[conf4(at.Name, "arp_ignore")], ours[conf4(at.Name, "arp_announce")] = "2", "1", "2"
+		}
+	}
+	var out []string
+	for _, path := range slices.Sorted(maps.Keys(ours)) {
+		if now, err := h.readSysctl(path); err == nil && now == ours[path] {
+			out = append(out, path+"="+now)
 		}
 	}
 	return out, nil

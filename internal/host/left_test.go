@@ -51,6 +51,28 @@ func TestRemoveAll(t *testing.T) {
 	})
 }
 
+// TestAlike: who has lost the state file is told which switches may be ours.
+func TestAlike(t *testing.T) {
+	netnstest.Run(t, func() {
+		ip(t, "link add eth0 type veth peer name far0", "link add eth1 type veth peer name far1", "link set eth0 group 45")
+		setSysctl(t, "net/ipv4/ip_forward", "1")
+		setSysctl(t, "net/ipv6/conf/all/forwarding", "0")
+		for _, nic := range []string{"eth0", "eth1"} {
+			setSysctl(t, conf4(nic, "rp_filter"), "2")
+			setSysctl(t, conf4(nic, "arp_ignore"), "1")
+			setSysctl(t, conf4(nic, "arp_announce"), "0")
+		}
+		h, _ := open(t, Options{})
+		got, err := h.Alike(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{conf4("eth0", "arp_ignore") + "=1", conf4("eth0", "rp_filter") + "=2", "net/ipv4/ip_forward=1"}, got); diff != "" {
+			t.Errorf("alike (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // A link in our group of which nothing is remembered is somebody else's, as far
 // as a pass knows; who cleans up wants it out of there.
 func TestGroupThatNobodyRemembers(t *testing.T) {

@@ -150,7 +150,7 @@ func (h *Host) nic(t *tables, l netlink.Link, primary int) model.NIC {
 	n := model.NIC{
 		Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(),
 		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
-		Included: matches(h.o.Include, a.Name), Primary: a.Index == primary, Addrs: oldestFirst(usable(t.addrs[a.Index])),
+		VRF: t.vrfs[a.MasterIndex], Included: matches(h.o.Include, a.Name), Primary: a.Index == primary, Addrs: oldestFirst(usable(t.addrs[a.Index])),
 	}
 	for _, r := range t.routes {
 		if r.LinkIndex == a.Index && r.Table == unix.RT_TABLE_MAIN && copied(r) {

@@ -73,6 +73,17 @@ func (m *MemoryOriginals) DeleteOriginal(key string) error {
 	return nil
 }
 
+// MoveOriginals implements [Originals].
+func (m *MemoryOriginals) MoveOriginals(set map[string]string, forget []string) error {
+	for _, key := range forget {
+		_ = m.DeleteOriginal(key)
+	}
+	for _, key := range slices.Sorted(maps.Keys(set)) {
+		_ = m.SetOriginal(key, set[key])
+	}
+	return nil
+}
+
 // OriginalKeys implements [Originals]; the keys are sorted.
 func (m *MemoryOriginals) OriginalKeys() []string {
 	m.mu.Lock()

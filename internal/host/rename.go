@@ -37,16 +37,20 @@ func (a *applying) followRenames() {
 		}
 	}
 	values := make(map[string]string)
+	var gone []string
 	for _, key := range keys {
-		if to := renamedKey(key, moved); to != key {
-			values[to], _ = a.original(key)
-			a.forget(key)
+		old, known := a.original(key)
+		if to := renamedKey(key, moved); to != key && known {
+			values[to], gone = a.boot+" "+old, append(gone, key)
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(values)) { // names may have been swapped
-		if err := a.setOriginal(key, values[key]); err != nil {
-			a.fail(fmt.Errorf("remembering %s: %w", key, err))
-		}
+	if len(values) == 0 {
+		return
+	}
+	// Names may have been swapped: one's old key is the other's new one then, and stays.
+	gone = slices.DeleteFunc(gone, func(key string) bool { _, taken := values[key]; return taken })
+	if err := a.o.Originals.MoveOriginals(values, gone); err != nil {
+		a.fail(fmt.Errorf("remembering %s: %w", strings.Join(slices.Sorted(maps.Keys(values)), ", "), err))
 	}
 }
 

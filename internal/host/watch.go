@@ -20,7 +20,7 @@ import (
 const (
 	watchBuffer   = 1 << 20 // bytes; a veth's coming and going is about 50 messages
 	watchRetry    = 50 * time.Millisecond
-	watchRetryMax = 5 * time.Second
+	watchRetryMax = 500 * time.Millisecond
 )
 
 var watchGroups = []uint{
@@ -31,20 +31,27 @@ var watchGroups = []uint{
 	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
-// Watch pokes whenever links, addresses, routes, rules or rp_filter and
-// forwarding switches change, our own changes included, until the context is
-// cancelled, and returns nil then. The kernel tells nothing of arp_ignore and
-// arp_announce. Watch pokes once when it begins to see changes, and again after
-// it may have missed some. It watches the network namespace of the calling thread.
-//
-// portUp is told the bridge when a veth that is a port of it gets carrier, which
-// an engine's does as soon as the container's end is set up, before any process
-// runs there. Neither function may block.
-func (h *Host) Watch(ctx context.Context, poke func(), portUp func(bridge string)) error {
+// Notices are what [Host.Watch] calls. None may block.
+type Notices struct {
+	// Changed: links, addresses, routes, rules or rp_filter and forwarding
+	// switches changed, our own changes included. The kernel tells nothing of
+	// arp_ignore and arp_announce. It is called once when Watch begins to see
+	// changes, and again after it may have missed some.
+	Changed func()
+	// Turned: a managed NIC got or lost carrier, or was switched up or down.
+	Turned func()
+	// PortUp: a veth that is a port of the bridge got carrier, which an engine's
+	// does as soon as the container's end is set up, before any process runs there.
+	PortUp func(bridge string)
+}
+
+// Watch tells of changes until the context is cancelled, and returns nil then.
+// It watches the network namespace of the calling thread.
+func (h *Host) Watch(ctx context.Context, n Notices) error {
 	retry := watchRetry
 	for {
 		began := time.Now()
-		err := h.watchOnce(ctx, poke, portUp)
+		err := h.watchOnce(ctx, n)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the error is that the socket was closed
 		}
@@ -59,7 +66,7 @@ func (h *Host) Watch(ctx context.Context, poke func(), portUp func(bridge string
 	}
 }
 
-func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge string)) error {
+func (h *Host) watchOnce(ctx context.Context, n Notices) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, watchGroups...)
 	if err != nil {
 		return fmt.Errorf("subscribing to network changes: %w", err)
@@ -73,8 +80,8 @@ func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge st
 	if err := s.SetReceiveBufferSize(watchBuffer, true); err != nil {
 		h.log.Debug("buffer for network changes not enlarged", slog.Any("err", err))
 	}
-	poke()
-	up := make(portsUp)
+	n.Changed()
+	seen := make(seenLinks)
 	for {
 		msgs, from, err := s.Receive()
 		if err != nil {
@@ -84,50 +91,75 @@ func (h *Host) watchOnce(ctx context.Context, poke func(), portUp func(bridge st
 			continue
 		}
 		for _, m := range msgs {
-			if bridge := h.risen(m, up); bridge != "" {
-				portUp(bridge)
-			}
-		}
-		if slices.ContainsFunc(msgs, matters) {
-			poke()
-		}
-		for _, m := range msgs {
+			h.tell(n, m, seen)
 			if who := author(m.Header.Pid); who != "" && takesFromUs(m) {
 				h.culprit.Store(&who)
 			}
 		}
+		if slices.ContainsFunc(msgs, matters) {
+			n.Changed()
+		}
 	}
 }
 
-// portsUp are the veths, by index, that are known to be ports with carrier.
-type portsUp map[int32]bool
+// working are the flags of a link that carries something.
+const working = unix.IFF_UP | unix.IFF_LOWER_UP
 
-// risen names the bridge of which a veth is told to be a port with carrier, as
-// far as that is news.
-func (h *Host) risen(m syscall.NetlinkMessage, up portsUp) string {
+// seenLinks are the flags, of those in working, that links had when they were last told of, by index.
+type seenLinks map[int32]uint32
+
+// tell tells of a port or a managed NIC that turned, as far as that is news.
+func (h *Host) tell(n Notices, m syscall.NetlinkMessage, seen seenLinks) {
 	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK {
-		return ""
+		return
 	}
 	info := nl.DeserializeIfInfomsg(m.Data)
-	switch {
-	case info.Family == unix.AF_BRIDGE: // of the port alone; the link's own message follows or came before
-		return ""
-	case m.Header.Type == unix.RTM_DELLINK, info.Flags&unix.IFF_LOWER_UP == 0:
-		delete(up, info.Index)
-		return ""
-	case up[info.Index]:
-		return ""
+	if info.Family == unix.AF_BRIDGE { // of the port alone; the link's own message follows or came before
+		return
+	}
+	before, known := seen[info.Index]
+	if m.Header.Type == unix.RTM_DELLINK {
+		delete(seen, info.Index)
+		return
+	}
+	now := info.Flags & working
+	if seen[info.Index] = now; known && now == before {
+		return
 	}
 	l, err := netlink.LinkDeserialize(nil, m.Data)
-	if err != nil || l.Type() != "veth" || l.Attrs().MasterIndex == 0 {
-		return ""
-	}
-	bridge, err := h.handle.LinkByIndex(l.Attrs().MasterIndex)
 	if err != nil {
-		return "" // gone already
+		return
 	}
-	up[info.Index] = true
-	return bridge.Attrs().Name
+	switch at := l.Attrs(); {
+	case at.Group == model.NICGroup && known:
+		if now == working {
+			h.askAgain(at.Index)
+		}
+		n.Turned()
+	case now&unix.IFF_LOWER_UP != 0 && before&unix.IFF_LOWER_UP == 0 && at.MasterIndex != 0 && l.Type() == "veth":
+		if bridge, err := h.handle.LinkByIndex(at.MasterIndex); err == nil { // else it is gone already
+			n.PortUp(bridge.Attrs().Name)
+		}
+	}
+}
+
+// askAgain forgets the neighbours that a NIC which just turned up was asked for
+// in vain: the kernel asks once a second, and so would find the gateway late.
+func (h *Host) askAgain(index int) {
+	for _, f := range model.Families {
+		list, err := dump(func() ([]netlink.Neigh, error) { return h.handle.NeighList(index, family(f)) })
+		if err != nil {
+			h.log.Debug("neighbours not listed", slog.Int("ifindex", index), slog.Any("err", err))
+		}
+		for _, n := range list {
+			if n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0 {
+				continue
+			}
+			if err := h.handle.NeighDel(&n); err != nil {
+				h.log.Debug("neighbour not asked for again", slog.String("neighbour", n.IP.String()), slog.Any("err", err))
+			}
+		}
+	}
 }
 
 // Wrote names what Apply wrote since this was last asked.

@@ -70,8 +70,12 @@ func (k *Keeper) Problems() []model.Problem {
 
 // look tells the files of the folder apart from what they were.
 func (k *Keeper) look() string {
+	names, err := k.names()
+	if err != nil {
+		return err.Error()
+	}
 	var b strings.Builder
-	for _, name := range k.names() {
+	for _, name := range names {
 		var st unix.Stat_t
 		if err := unix.Stat(filepath.Join(k.o.Dir, name), &st); err == nil {
 			fmt.Fprintf(&b, "%s %d %d %d %v\n", name, st.Dev, st.Ino, st.Size, st.Ctim)
@@ -80,11 +84,17 @@ func (k *Keeper) look() string {
 	return b.String()
 }
 
-// names lists the files that may declare something.
-func (k *Keeper) names() []string {
+// names lists the files that may declare something. A folder that is not there has none.
+func (k *Keeper) names() ([]string, error) {
+	if k.o.Dir == "" {
+		return nil, nil
+	}
 	list, err := os.ReadDir(k.o.Dir)
-	if k.o.Dir == "" || err != nil {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the folder: %w", err)
 	}
 	var out []string
 	for _, f := range list {
@@ -92,7 +102,7 @@ func (k *Keeper) names() []string {
 			out = append(out, name)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // follow makes the entries be what the files say. It reports whether that, and
@@ -111,14 +121,13 @@ func (k *Keeper) follow(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
+	names, unread := k.names()
+	if unread != nil {
+		wrong("", unread)
+	}
 	bad := make(map[string]bool)
 	want := make(map[string]model.HostEntry)
-	if _, err := os.Stat(k.o.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) && k.o.Dir != "" {
-		wrong("", err)
-		k.tell(problems)
-		return false
-	}
-	for _, name := range k.names() {
+	for _, name := range names {
 		e, err := k.read(name)
 		if err == nil {
 			err = k.settle(&e, host)
@@ -130,11 +139,19 @@ func (k *Keeper) follow(ctx context.Context) bool {
 		}
 		want[e.Name] = e
 	}
+	stays := func(e model.HostEntry) bool {
+		_, wanted := want[e.Name]
+		return !e.Leaving && (e.File == "" || wanted || bad[e.File] || unread != nil)
+	}
+	moving, refused := k.moves(ctx, want, host, stays)
+	for name, err := range refused {
+		wrong(want[name].File, err)
+		bad[want[name].File] = true
+		delete(want, name)
+	}
 	done := true
 	for _, e := range k.o.Store.HostEntries() {
-		w, wanted := want[e.Name]
-		moved := wanted && e.File != "" && (w.Bridge != e.Bridge || w.Address != e.Address)
-		if !e.Leaving && !moved && (e.File == "" || wanted || bad[e.File]) {
+		if stays(e) && !moving[e.Name] {
 			continue
 		}
 		if !k.o.Seen() {
@@ -148,13 +165,76 @@ func (k *Keeper) follow(ctx context.Context) bool {
 			k.o.Log.Warn("removing a host entry failed", slog.String("name", e.Name), slog.Any("err", err))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(want)) {
+	order := slices.Sorted(maps.Keys(want))
+	slices.SortStableFunc(order, func(a, b string) int { // no newcomer gets what was promised
+		return cmp.Compare(rank(moving[a]), rank(moving[b]))
+	})
+	for _, name := range order {
 		if err := k.declare(ctx, want[name]); err != nil {
 			wrong(want[name].File, err)
 		}
 	}
+	slices.SortFunc(problems, func(a, b model.Problem) int {
+		return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Text, b.Text))
+	})
 	k.tell(problems)
 	return done && len(problems) == 0
+}
+
+func rank(first bool) int {
+	if first {
+		return 0
+	}
+	return 1
+}
+
+// moves tells which entries are to have another bridge or address, for which
+// they are removed and made anew, and why not: what would be refused then is
+// refused while the old one is still there. Each is checked against the others
+// as they will be: two may change places.
+func (k *Keeper) moves(ctx context.Context, want map[string]model.HostEntry, host model.Host, stays func(model.HostEntry) bool) (moving map[string]bool, refused map[string]error) {
+	moving, refused = make(map[string]bool), make(map[string]error)
+	old, will := make(map[string]model.HostEntry), make(map[string]model.HostEntry)
+	entries := k.o.Store.HostEntries()
+	for _, e := range slices.DeleteFunc(slices.Clone(entries), func(e model.HostEntry) bool { return !stays(e) }) {
+		old[e.Name], will[e.Name] = e, e
+		if w, wanted := want[e.Name]; wanted && e.File != "" && (w.Bridge != e.Bridge || w.Address != e.Address) {
+			moving[e.Name], will[e.Name] = true, w
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(moving)) {
+		if !has(without(host, entries), will[name]) {
+			continue
+		}
+		fresh, err := k.lookAround(ctx, will[name])
+		if err != nil {
+			refused[name], will[name] = fmt.Errorf("looking at this host's networks: %w", err), old[name]
+			delete(moving, name)
+			continue
+		}
+		host = fresh
+	}
+	host = without(host, entries)
+	for again := true; again; { // one that stays may be in another's way
+		again = false
+		for _, name := range slices.Sorted(maps.Keys(moving)) {
+			if err := k.check(will[name], host, slices.Collect(maps.Values(will))); err != nil {
+				refused[name], will[name], again = err, old[name], true
+				delete(moving, name)
+			}
+		}
+	}
+	return moving, refused
+}
+
+// without is the host without the entries' own bridges and addresses.
+func without(host model.Host, entries []model.HostEntry) model.Host {
+	host.Links, host.Locals = slices.Clone(host.Links), slices.Clone(host.Locals)
+	for _, e := range entries {
+		host.Links = slices.DeleteFunc(host.Links, func(name string) bool { return name == e.Bridge })
+		host.Locals = slices.DeleteFunc(host.Locals, func(a netip.Addr) bool { return a == e.Address })
+	}
+	return host
 }
 
 // declare makes an entry be as its file says.
@@ -178,8 +258,32 @@ func (k *Keeper) declare(ctx context.Context, e model.HostEntry) error {
 	return nil
 }
 
+// maxFile is far more than an entry needs.
+const maxFile = 1 << 20
+
+// regular reads a regular file. A FIFO would have us wait for whoever writes.
+func regular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, errors.New("this is no regular file")
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("the file has more than %d bytes", maxFile)
+	}
+	return text, err
+}
+
 func (k *Keeper) read(name string) (model.HostEntry, error) {
-	text, err := os.ReadFile(filepath.Join(k.o.Dir, name))
+	text, err := regular(filepath.Join(k.o.Dir, name))
 	if err != nil {
 		return model.HostEntry{}, err
 	}

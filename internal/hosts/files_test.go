@@ -1,11 +1,34 @@
 package hosts
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestNoFile: what would never end, or is far too long, is not read.
+func TestNoFile(t *testing.T) {
+	k := New(Options{Dir: t.TempDir()})
+	fifo, long := filepath.Join(k.o.Dir, "fifo.json"), filepath.Join(k.o.Dir, "long.json")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(long, bytes.Repeat([]byte(" "), maxFile+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/zero", filepath.Join(k.o.Dir, "zero.json")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"fifo.json": "no regular file", "zero.json": "no regular file", "long.json": "more than"} {
+		if _, err := k.read(name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
+}
 
 // TestBadFile: what is wrong with a file is told by line or field, with what is expected there.
 func TestBadFile(t *testing.T) {

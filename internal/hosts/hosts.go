@@ -123,7 +123,7 @@ func (k *Keeper) put(ctx context.Context, e model.HostEntry) error {
 	if err != nil {
 		return fmt.Errorf("looking at this host's networks: %w", err)
 	}
-	if err := k.check(e, host); err != nil {
+	if err := k.check(e, host, k.o.Store.HostEntries()); err != nil {
 		return err
 	}
 	if err := k.o.Store.PutHostEntry(e); err != nil {
@@ -146,12 +146,17 @@ func (k *Keeper) put(ctx context.Context, e model.HostEntry) error {
 // address: a pass that removes an entry has still seen them.
 func (k *Keeper) lookAround(ctx context.Context, e model.HostEntry) (model.Host, error) {
 	host, err := k.o.Core.Host(ctx)
-	if err == nil && (slices.Contains(host.Links, e.Bridge) || slices.Contains(host.Locals, e.Address)) {
+	if err == nil && has(host, e) {
 		if err = k.o.Core.Sync(ctx); err == nil {
 			host, err = k.o.Core.Host(ctx)
 		}
 	}
 	return host, err
+}
+
+// has reports whether the host has bridge or address of the entry.
+func has(host model.Host, e model.HostEntry) bool {
+	return slices.Contains(host.Links, e.Bridge) || slices.Contains(host.Locals, e.Address)
 }
 
 // Remove removes an entry that was made by command.
@@ -223,9 +228,9 @@ func (k *Keeper) settle(e *model.HostEntry, host model.Host) error {
 	return nil
 }
 
-// check refuses a name, bridge or address that somebody has.
-func (k *Keeper) check(e model.HostEntry, host model.Host) error {
-	for _, o := range k.o.Store.HostEntries() {
+// check refuses a name, bridge or address that somebody has, among these entries or elsewhere.
+func (k *Keeper) check(e model.HostEntry, host model.Host, entries []model.HostEntry) error {
+	for _, o := range entries {
 		switch {
 		case o.Name == e.Name:
 		case o.Bridge == e.Bridge:

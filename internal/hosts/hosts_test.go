@@ -224,6 +224,23 @@ func TestFolder(t *testing.T) {
 	expect("later eth7 172.19.0.107, web eth2 172.19.0.108")
 	write("second.json", `{"nic": "eth2", "address": "172.19.0.108"}`)
 	expect("later eth7 172.19.0.107, web eth2 172.19.0.108", "web has address 172.19.0.108")
+	for text, why := range map[string]string{ // what cannot be had takes nothing away
+		`{"nic": "eth2", "address": "172.31.0.9"}`:                      "in 172.31.0.0/20 of eth1",
+		`{"nic": "eth2", "address": "172.19.0.107"}`:                    "later has address 172.19.0.107",
+		`{"nic": "eth2", "address": "172.19.0.108", "bridge": "eth1"}`:  "in use by a link",
+		`{"nic": "eth2", "address": "172.19.0.109", "bridge": "br-web"`: "ends within the object",
+	} {
+		write("web.json", text)
+		expect("later eth7 172.19.0.107, web eth2 172.19.0.108", "web has address 172.19.0.108", why)
+	}
+	write("second.json", `{"nic": "eth2", "address": "172.19.0.110"}`)
+	write("web.json", `{"nic": "eth2", "address": "172.19.0.107"}`) // they change places
+	write("later.json", `{"nic": "eth7", "address": "172.19.0.108"}`)
+	expect("later eth7 172.19.0.108, second eth2 172.19.0.110, web eth2 172.19.0.107")
+	write("later.json", `{"nic": "eth7", "address": "172.19.0.107"}`)
+	write("web.json", `{"nic": "eth2", "address": "172.19.0.108"}`)
+	write("second.json", `{"nic": "eth2", "address": "172.19.0.108"}`)
+	expect("later eth7 172.19.0.107, second eth2 172.19.0.110, web eth2 172.19.0.108", "web has address 172.19.0.108")
 	if err := os.Remove(filepath.Join(dir, "web.json")); err != nil {
 		t.Fatal(err)
 	}
@@ -231,6 +248,15 @@ func TestFolder(t *testing.T) {
 	if err := k.Remove(t.Context(), "second"); err == nil || !strings.Contains(err.Error(), "remove that file") {
 		t.Errorf("by command: %v", err)
 	}
+	aside := dir + ".aside"
+	if err := errors.Join(os.Rename(dir, aside), os.WriteFile(dir, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	expect("later eth7 172.19.0.107, second eth2 172.19.0.108", "reading the folder") // which takes nothing away
+	if err := errors.Join(os.Remove(dir), os.Rename(aside, dir)); err != nil {
+		t.Fatal(err)
+	}
+	expect("later eth7 172.19.0.107, second eth2 172.19.0.108")
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -89,6 +89,8 @@ func (s HealthState) String() string {
 // Fitness is a NIC's health together with its link and its way out.
 func (n NIC) Fitness(h Health) Health {
 	switch {
+	case n.VRF != "":
+		return Health{Failed, "is in the VRF " + n.VRF}
 	case !n.Up:
 		return Health{Failed, "is down"}
 	case !n.Carrier:

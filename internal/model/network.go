@@ -67,7 +67,7 @@ type Endpoint struct {
 	Publishes    []Publish `json:"publishes,omitempty"`
 	// WantsPorts: the container has ports to publish; on which of its networks is Docker's choice.
 	WantsPorts bool   `json:"wants_ports,omitempty"`
-	As         string `json:"as,omitempty"` // a program's: the host entry whose ports it has
+	As         string `json:"as,omitempty"` // a program's: the host entry whose NIC and ports it has
 }
 
 // Addr returns the endpoint's address of the family, if it has one.
@@ -77,6 +77,14 @@ func (e Endpoint) Addr(f Family) (netip.Addr, bool) {
 		a = e.Addr6
 	}
 	return a, a.IsValid()
+}
+
+// JoinedID is the id of the host entry that a program has joined; empty: none.
+func (e Endpoint) JoinedID() string {
+	if e.As == "" {
+		return ""
+	}
+	return HostEntry{Name: e.As}.ID()
 }
 
 // Name returns what a person calls the endpoint: its container's name, else a short id.

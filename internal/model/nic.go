@@ -15,6 +15,7 @@ type NIC struct {
 	Carrier  bool   // the other side is there (IFF_LOWER_UP)
 	Included bool   // --nics names it
 	Primary  bool   // main's IPv4 default route (else its IPv6 one) leaves by it
+	VRF      string // the VRF that it is in: its routes are there, and nothing in main; empty: none
 	Addrs    []netip.Prefix
 	Routes   []Route // of the main table, by this NIC, without default routes
 	// Gateway4 and Gateway6 are next hops to the world; zero where none is known.

@@ -18,6 +18,7 @@ type Code string
 const (
 	CodeNICMissing     Code = "nic-missing"      // a pin names a NIC that is not there
 	CodeNICDown        Code = "nic-down"         // a pinned NIC is down or has no carrier
+	CodeNICInVRF       Code = "nic-in-vrf"       // a pinned NIC is in a VRF
 	CodeNICNoAnswer    Code = "nic-no-answer"    // nothing answers by a NIC that a pin with a fallback needs
 	CodeFailedOver     Code = "failed-over"      // a pin took its fallback
 	CodeNoFallback     Code = "fallback-missing" // eip.fallback names a NIC that is not there
@@ -42,6 +43,7 @@ const (
 	CodeContested      Code = "contested"        // somebody keeps undoing what we write
 	CodeApply          Code = "apply-failed"     // the kernel refused something
 	CodeStateDamaged   Code = "state-damaged"    // the state file was set aside
+	CodeStateReadOnly  Code = "state-read-only"  // the state file cannot be written
 	CodeSettingUnused  Code = "setting-unused"   // a flag that matches nothing, or a variable that is none
 )
 

@@ -14,11 +14,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -58,8 +61,10 @@ var passedOn = []os.Signal{
 }
 
 // Run runs the program on the attachment's link and returns its exit code. It
-// inherits standard streams, environment, working directory and terminal.
-func Run(spec Spec, a model.Attachment) (int, error) {
+// inherits standard streams, environment, working directory and terminal. What
+// is in signals already ends it, as does what comes before there is a program to
+// pass it on to; the channel has to have room for some.
+func Run(spec Spec, a model.Attachment, signals chan os.Signal) (int, error) {
 	orders, ordersW, err := os.Pipe()
 	if err != nil {
 		return ExitFailed, fmt.Errorf("making a pipe: %w", err)
@@ -73,7 +78,6 @@ func Run(spec Spec, a model.Attachment) (int, error) {
 			Pdeathsig:  unix.SIGKILL,
 		},
 	}
-	signals := make(chan os.Signal, 16)
 	for _, s := range passedOn {
 		if !signal.Ignored(s) { // as under nohup: the program ignores it, too
 			signal.Notify(signals, s)
@@ -81,6 +85,10 @@ func Run(spec Spec, a model.Attachment) (int, error) {
 	}
 	defer signal.Stop(signals)
 
+	if code, ends := early(signals); ends {
+		orders.Close()
+		return code, nil
+	}
 	started, ended := make(chan error, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -96,13 +104,18 @@ func Run(spec Spec, a model.Attachment) (int, error) {
 		return ExitFailed, fmt.Errorf("making namespaces: %w", err)
 	}
 	err = setUp(cmd.Process.Pid, a)
-	if err == nil {
+	code, ends := early(signals)
+	if err == nil && !ends {
 		err = json.NewEncoder(ordersW).Encode(spec)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
+		code = ExitFailed
+		fallthrough
+	case ends:
 		ordersW.Close() // init ends without orders
 		<-ended
-		return ExitFailed, err
+		return code, err
 	}
 	for {
 		select {
@@ -112,6 +125,21 @@ func Run(spec Spec, a model.Attachment) (int, error) {
 			if n := s.(syscall.Signal); !fromTerminal(n) {
 				_, _ = ordersW.Write([]byte{byte(n)}) // an error says that init has ended
 			}
+		}
+	}
+}
+
+// early reports whether a signal has come that ends whoever does not handle it,
+// and the exit code for that.
+func early(signals <-chan os.Signal) (code int, ends bool) {
+	for {
+		select {
+		case s := <-signals:
+			if s != syscall.SIGWINCH {
+				return exitSignal + int(s.(syscall.Signal)), true
+			}
+		default:
+			return 0, false
 		}
 	}
 }
@@ -193,10 +221,10 @@ func configure(h *netlink.Handle, a model.Attachment) error {
 }
 
 // ResolvConf is the resolv.conf of a program, made from the host's: name
-// servers on the host's loopback, which would ask by the host's own routing,
-// are left out. Servers that are given replace all others. local reports that
-// none is left.
-func ResolvConf(host string, servers []string) (text string, local bool) {
+// servers on the host's loopback and its own addresses, which would ask by the
+// host's own routing, are left out. Servers that are given replace all others.
+// local reports that none is left.
+func ResolvConf(host string, servers []string, own []netip.Addr) (text string, local bool) {
 	var out []string
 	kept := len(servers)
 	for _, s := range servers {
@@ -205,7 +233,9 @@ func ResolvConf(host string, servers []string) (text string, local bool) {
 	for line := range strings.Lines(host) {
 		fields := strings.Fields(line)
 		if len(fields) > 1 && fields[0] == "nameserver" {
-			if len(servers) > 0 || strings.HasPrefix(fields[1], "127.") || fields[1] == "::1" {
+			a, err := netip.ParseAddr(fields[1])
+			a = a.Unmap().WithZone("")
+			if len(servers) > 0 || err == nil && (a.IsLoopback() || a.IsUnspecified() || slices.Contains(own, a)) {
 				continue
 			}
 			kept++
@@ -215,9 +245,24 @@ func ResolvConf(host string, servers []string) (text string, local bool) {
 	return strings.Join(out, "\n") + "\n", kept == 0
 }
 
-// HostResolvConf reads the host's resolv.conf; where its name server is
-// systemd-resolved's, the one with the servers that that asks.
-func HostResolvConf() (string, error) {
+// OwnAddrs lists the host's addresses.
+func OwnAddrs() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("listing this host's addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr().Unmap())
+		}
+	}
+	return out, nil
+}
+
+// HostResolvConf reads the host's resolv.conf; where its name servers are on
+// the host, as systemd-resolved's is, the one with the servers that that asks.
+func HostResolvConf(own []netip.Addr) (string, error) {
 	text, err := os.ReadFile("/etc/resolv.conf")
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil
@@ -225,7 +270,7 @@ func HostResolvConf() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the name servers: %w", err)
 	}
-	if _, local := ResolvConf(string(text), nil); !local {
+	if _, local := ResolvConf(string(text), nil, own); !local {
 		return string(text), nil
 	}
 	if real, err := os.ReadFile("/run/systemd/resolve/resolv.conf"); err == nil {

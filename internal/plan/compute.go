@@ -20,6 +20,7 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 	for _, n := range in.Networks {
 		c.networks[n.ID] = n
 	}
+	c.joinEntries()
 	c.strict = c.strictNetworks()
 	c.decide()
 	c.hostPins = c.decideHost()
@@ -48,6 +49,33 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 		return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Text, b.Text))
 	})
 	return d, slices.Compact(c.problems)
+}
+
+// joinEntries gives programs that have joined a host entry what is said of that
+// now, its rebind included, in place of what it said when they came. Their own
+// rebind counts more. One whose entry is gone keeps what it came with.
+func (c *compute) joinEntries() {
+	entries := make(map[string]model.Endpoint)
+	for _, e := range c.in.Endpoints {
+		if model.IsHostEntry(e.ID) {
+			entries[e.ID] = e
+		}
+	}
+	c.in.Endpoints = slices.Clone(c.in.Endpoints)
+	for i := range c.in.Endpoints {
+		e := &c.in.Endpoints[i]
+		entry, there := entries[e.JoinedID()]
+		if !there {
+			continue
+		}
+		e.Options = entry.Options
+		if entry.Phase == model.Joined {
+			e.Publishes = entry.Publishes
+		}
+		if r, rebound := c.rebinds[entry.Container.ID]; rebound && len(c.rebinds[e.Container.ID].Options) == 0 {
+			c.rebinds[e.Container.ID] = r
+		}
+	}
 }
 
 type compute struct {

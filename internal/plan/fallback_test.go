@@ -40,6 +40,8 @@ func TestFallbacks(t *testing.T) {
 		},
 		{name: "no address", fallback: "eth2", edit: noAddress("eth1"), state: plan.StatePinned, nic: "eth2", problem: "failed over to eth2: eth1 has no usable address"},
 		{name: "nor has the fallback", fallback: "eth2", edit: all(carrier("eth1"), noAddress("eth2")), state: plan.StatePinned, nic: "eth1", problem: "is down"},
+		{name: "in a VRF", fallback: "eth2", edit: inVRF("eth1"), state: plan.StatePinned, nic: "eth2", problem: "failed over to eth2: eth1 is in the VRF blue"},
+		{name: "in a VRF, as the fallback is: hold", fallback: "eth2", edit: all(inVRF("eth1"), inVRF("eth2")), state: plan.StateBlocked, problem: "held: eth1 is in the VRF blue"},
 		{name: "it stays", fallback: "eth2,eth0", edit: stay("eth0"), state: plan.StatePinned, nic: "eth0", problem: "failed over to eth0: eth1 works again"},
 		{name: "as long as that works", fallback: "eth2,eth0", edit: all(stay("eth0"), carrier("eth0")), state: plan.StatePinned, nic: "eth1"},
 		{name: "and is asked for", fallback: "eth2", edit: stay("eth0"), state: plan.StatePinned, nic: "eth1"},
@@ -88,6 +90,21 @@ func TestFallbacks(t *testing.T) {
 	}
 }
 
+// What comes in by a NIC in a VRF finds no container: a pin to it is held, and says what to do.
+func TestPinToNICInVRF(t *testing.T) {
+	for _, on := range []string{"eip.nic=eth1", "eip.ip=172.31.0.14", "eip.public=119.26.38.75"} {
+		in := snapshot(endpoint(100, label(on)))
+		inVRF("eth1")(&in)
+		d, problems := plan.Compute(in)
+		if p := d.Pins[0]; p.State != plan.StateBlocked || p.Why != "eth1 is in the VRF blue" || d.Firewall.Sources[0].Verdict != plan.Blocked {
+			t.Errorf("%s: %s (%s), source %+v", on, p.State, p.Why, d.Firewall.Sources)
+		}
+		if len(problems) != 1 || problems[0].Code != model.CodeNICInVRF || problems[0].Subject != "app100" || !strings.Contains(problems[0].Fix, "ip link set eth1 nomaster") {
+			t.Errorf("%s: problems %v", on, problems)
+		}
+	}
+}
+
 // A NIC that the network does not allow is never taken, though its name is
 // written in another case than the network's.
 func TestFallbackBeyondTheCeiling(t *testing.T) {
@@ -118,6 +135,7 @@ func onNIC(name string, fn func(*model.NIC)) edit {
 }
 
 func carrier(name string) edit { return onNIC(name, func(n *model.NIC) { n.Carrier = false }) }
+func inVRF(name string) edit   { return onNIC(name, func(n *model.NIC) { n.VRF = "blue" }) }
 func noAddress(name string) edit {
 	return onNIC(name, func(n *model.NIC) { n.Addrs, n.Routes = nil, nil })
 }

@@ -120,6 +120,56 @@ func TestHostEntryHeld(t *testing.T) {
 	}
 }
 
+// A program that has joined an entry goes with what is said of that now.
+func TestJoinedFollows(t *testing.T) {
+	came := []model.Publish{{Proto: model.TCP, HostPort: 8090, Port: 8090}}
+	for name, tc := range map[string]struct {
+		entry func(*model.HostEntry)
+		edit  func(*plan.Snapshot)
+		want  string
+	}{
+		"as it came": {want: "eth1 172.31.0.14:8090"},
+		"the file changes": {
+			entry: func(e *model.HostEntry) { e.Options, e.Publishes[0].HostPort = label("eip.nic=eth2"), 9090 },
+			want:  "eth2 172.31.0.21:9090",
+		},
+		"it is rebound": {
+			edit: func(in *plan.Snapshot) {
+				in.Rebinds = []model.Rebind{{ContainerID: "host web", Options: label("eip.nic=eth0")}}
+			},
+			want: "eth0 172.31.0.8:8090",
+		},
+		"both are rebound": {
+			edit: func(in *plan.Snapshot) {
+				in.Rebinds = []model.Rebind{{ContainerID: "host web", Options: label("eip.nic=eth0")}, {ContainerID: "zz", Options: label("eip.nic=eth2")}}
+			},
+			want: "eth2 172.31.0.21:8090",
+		},
+		"it is being removed": {entry: func(e *model.HostEntry) { e.Options, e.Leaving = label("eip.nic=eth2"), true }, want: "eth2 172.31.0.21:8090"},
+		"it is gone":          {edit: func(in *plan.Snapshot) { in.Endpoints = in.Endpoints[1:] }, want: "eth1 172.31.0.14:8090"},
+	} {
+		in := alone(tc.entry)
+		in.Networks = append(in.Networks, model.Network{ID: model.ProgramsID, Bridge: model.ProgramsBridge, Subnet4: prefix("10.231.0.0/20"), Gateway4: addr("10.231.0.1")})
+		in.Endpoints = append(in.Endpoints, model.Endpoint{
+			ID: "zz", NetworkID: model.ProgramsID, Addr4: addr("10.231.0.2"), Phase: model.Joined, As: "web", Options: label("eip.nic=eth1"),
+			Container: model.Container{Known: true, ID: "zz", Name: "server"}, Publishes: came,
+		})
+		if tc.edit != nil {
+			tc.edit(&in)
+		}
+		d, _ := plan.Compute(in)
+		got := []string{d.Pins[len(d.Pins)-1].NIC}
+		for _, p := range d.Ports {
+			if p.Endpoint == "zz" {
+				got = append(got, netip.AddrPortFrom(p.Forward.Addr, p.Forward.Port).String())
+			}
+		}
+		if strings.Join(got, " ") != tc.want || len(d.Ports) != 1 || in.Endpoints[len(in.Endpoints)-1].Options[model.KeyNIC] != "eth1" {
+			t.Errorf("%s: %s, want %s; ports %v", name, got, tc.want, d.Ports)
+		}
+	}
+}
+
 // While a program has joined it, the entry's ports are the program's.
 func TestJoined(t *testing.T) {
 	in := alone(nil)

@@ -198,6 +198,12 @@ func (c *compute) satisfy(e model.Endpoint, p Pin, d model.Decision) Pin {
 
 // pinTo pins an endpoint to a NIC, with the addresses asked for if there are any.
 func (c *compute) pinTo(e model.Endpoint, p Pin, nic model.NIC, addr netip.Addr, d model.Decision) Pin {
+	if nic.VRF != "" {
+		// Its rule comes before ours, and what comes in by the NIC is looked up in the VRF's table, where containers are not.
+		p.State, p.Why = StateBlocked, nic.Name+" is in the VRF "+nic.VRF
+		c.problem(model.CodeNICInVRF, model.Failure, e.Name(), "held: "+p.Why+", so that nothing comes back by it", "take it out of the VRF: ip link set "+nic.Name+" nomaster")
+		return p
+	}
 	p.State, p.NIC, p.Except = StatePinned, nic.Name, d.Except
 	p.Addr4, p.Addr6 = leavesWith(e, nic, addr, d.IP6)
 	for _, f := range model.Families {

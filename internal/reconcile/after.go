@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/eipnet/eipnet/internal/model"
@@ -20,7 +19,7 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 	if res.Err == nil {
 		seen := res.seen // by the pass: Docker may have answered since
 		fw := res.Desired.Firewall
-		res.partial(l.flushPublished(ctx, fw.Forwards))
+		res.partial(l.flushPublished(ctx, fw.Forwards, res.Host.Locals))
 		// A change of the tables may be told when it is mended already.
 		undone := l.undone.Swap(false) && (res.table || before != nil && before.table)
 		l.stale = l.stale || l.sources == nil || undone || res.complete && l.inherited != nil
@@ -52,8 +51,9 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 // flushPublished forgets UDP flows to newly published ports that began before
 // the port was ours: they would go on to where they went. TCP needs no help, as
 // a connection cannot have begun before. What the first pass finds published
-// was so before the daemon started.
-func (l *Loop) flushPublished(ctx context.Context, forwards []plan.Forward) error {
+// was so before the daemon started. A port on all addresses is one on each of the
+// host's: what goes through the host to others' port of that number is theirs.
+func (l *Loop) flushPublished(ctx context.Context, forwards []plan.Forward, locals []netip.Addr) error {
 	now := make(map[plan.Forward]bool)
 	var fresh []netip.AddrPort
 	for _, f := range forwards {
@@ -61,8 +61,17 @@ func (l *Loop) flushPublished(ctx context.Context, forwards []plan.Forward) erro
 			continue
 		}
 		now[f] = true
-		if l.forwards != nil && !l.forwards[f] {
+		if l.forwards == nil || l.forwards[f] {
+			continue
+		}
+		if !f.Addr.IsUnspecified() {
 			fresh = append(fresh, netip.AddrPortFrom(f.Addr, f.Port))
+			continue
+		}
+		for _, a := range locals {
+			if a.Is4() == f.Addr.Is4() {
+				fresh = append(fresh, netip.AddrPortFrom(a, f.Port))
+			}
 		}
 	}
 	if len(fresh) > 0 {
@@ -160,29 +169,6 @@ func (l *Loop) release(pins []plan.Pin) {
 		}
 	}
 	l.pinned = now
-}
-
-// forward keeps our accepts in DOCKER-USER. That is read by a fork, so only
-// when our bridges changed, in a sweep, when the chain was changed (but not more
-// often than once per retry interval), and as long as it was not done: where
-// eipnet starts before Docker, the chain comes later.
-func (l *Loop) forward(ctx context.Context, bridges []string) (bool, error) {
-	key, now := strings.Join(bridges, " "), time.Now()
-	if next := l.looked.Add(RetryInterval); l.accepts.Swap(false) && next.Before(l.sweepNext) {
-		l.sweepNext = next
-	}
-	if l.bridges == key && now.Before(l.sweepNext) {
-		return false, nil
-	}
-	l.looked = now
-	out, err := l.o.Forwarding.Apply(ctx, bridges)
-	if err != nil {
-		return false, fmt.Errorf("applying DOCKER-USER: %w", err)
-	}
-	if !out.Absent {
-		l.bridges, l.sweepNext = key, now.Add(MaxInterval)
-	}
-	return out.Changed, nil
 }
 
 func applyProblem(err error) model.Problem {

@@ -52,6 +52,61 @@ func TestFailureOfOneObject(t *testing.T) {
 	})
 }
 
+// fullDisk is a store that takes nothing new about NICs and networks.
+type fullDisk struct{ storePart }
+
+func (fullDisk) SetNICIDs(map[string]model.NICID) error { return errors.New("no space left on device") }
+
+func (fullDisk) PutNetwork(model.Network) error { return errors.New("no space left on device") }
+
+// A store that takes nothing is told, and refuses no container. As long as that
+// lasts, no NIC takes the number of another one.
+func TestStoreThatCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		nic := func(name, addr string) model.NIC {
+			return model.NIC{
+				Name: name, Up: true, Carrier: true, Included: true, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)},
+				Gateway4: model.Gateway{Addr: netip.MustParseAddr("172.31.0.1"), Source: "route"},
+			}
+		}
+		eth0, eth1 := nic("eth0", "172.31.0.8/20"), nic("eth1", "172.31.0.14/20")
+		w.host.NICs = []model.NIC{eth1}
+		o := options(w)
+		o.Store = fullDisk{storePart{w}}
+		l, err := reconcile.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _ = l.Run(ctx) }()
+		id := func() model.NICID {
+			t.Helper()
+			if err := l.Sync(t.Context()); err != nil {
+				t.Errorf("who waits for the pass got %v", err)
+			}
+			synctest.Wait()
+			res, err := l.Last(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(res.Problems, func(p model.Problem) bool { return p.Code == model.CodeApply }) {
+				t.Errorf("nothing says that the disk is full: %v", res.Problems)
+			}
+			return res.Desired.IDs["eth1"]
+		}
+		before := id()
+		w.do(func() { w.host.NICs = []model.NIC{eth0, eth1} })
+		if after := id(); before == 0 || after != before {
+			t.Errorf("eth1 was number %d, and is %d when eth0 comes", before, after)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 // eipnet starts before Docker at boot: DOCKER-USER comes later, and is looked
 // for until it is there.
 func TestForwardingWaitsForDocker(t *testing.T) {

@@ -155,14 +155,11 @@ type Loop struct {
 	pinned    map[string]bool // endpoints whose connections may bear a NIC's address
 	ports     ports
 	held      map[netip.Addr]plan.Source // what endpoints that are held now left with before
-	bridges   string                     // of the last time that Forwarding ran
-	sweepNext time.Time                  // when Forwarding looks again without a reason
-	looked    time.Time                  // when it looked last
-	accepts   atomic.Bool                // it has a reason
-	undone    atomic.Bool                // somebody changed the firewall's tables
-	inherited map[netip.Addr]bool        // what an earlier process had pinned; nil: its flows are looked at
-	onHost    bool                       // something was decided about a container on the host's network since the start
-	stale     bool                       // flows may have begun by another way: flushStale has to look
+	accepts   accepting
+	undone    atomic.Bool         // somebody changed the firewall's tables
+	inherited map[netip.Addr]bool // what an earlier process had pinned; nil: its flows are looked at
+	onHost    bool                // something was decided about a container on the host's network since the start
+	stale     bool                // flows may have begun by another way: flushStale has to look
 	rival     rivalry
 	problems  map[model.Problem]bool // that are logged
 	patience  time.Time              // when Docker's silence becomes news
@@ -178,6 +175,7 @@ func New(o Options) (*Loop, error) {
 	if err := o.Settings.Mask.Validate(); err != nil {
 		return nil, err
 	}
+	o.Store = &steadyIDs{Store: o.Store}
 	return &Loop{
 		o:        o,
 		poke:     make(chan struct{}, 1),
@@ -200,7 +198,7 @@ func (l *Loop) Poke() {
 // PokeForwarding asks for a pass that looks after the accepts in Docker's
 // chain, too. It never blocks.
 func (l *Loop) PokeForwarding() {
-	l.accepts.Store(true)
+	l.accepts.reason.Store(true)
 	l.Poke()
 }
 
@@ -329,7 +327,7 @@ func (l *Loop) inherit() {
 // idle is how long the loop waits for a poke before it passes all the same.
 func (l *Loop) idle(res *Result) time.Duration {
 	wait := MaxInterval
-	if until := time.Until(l.sweepNext); until > 0 {
+	if until := time.Until(l.accepts.next); until > 0 {
 		wait = min(wait, until)
 	}
 	if l.rival.problem != nil {

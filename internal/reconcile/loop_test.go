@@ -23,35 +23,39 @@ import (
 // world is a behaving fake of everything around the loop: the host, the
 // kernel's three tables, the port sockets, the store and Docker.
 type world struct {
-	mu        sync.Mutex
-	host      model.Host
-	links     plan.Links
-	routing   plan.Routing
-	firewall  plan.Firewall
-	ports     []plan.Port
-	taken     map[plan.Forward]bool
-	bridges   []string
-	networks  []model.Network
-	endpoints map[string]model.Endpoint
-	ids       map[string]model.NICID
-	rebinds   map[string]model.Rebind
-	health    map[string]model.Health
-	docker    map[string]model.Container // nil: has not answered yet
-	said      []model.Problem            // of Docker
-	log       logBuffer
-	flushed   []netip.AddrPort
-	moved     []netip.Addr
-	flows     [][3]netip.Addr // translated ones: from, to, as
-	spoof     []plan.BridgePort
-	strays    []model.Stray
-	groups    map[string]model.Cgroup // of containers on the host's network
-	noChain   bool                    // Docker has not made DOCKER-USER
-	broken    error                   // of links
-	unflushed error                   // of translated flows
-	unmoved   error                   // of those of moved pins
+	mu           sync.Mutex
+	host         model.Host
+	links        plan.Links
+	routing      plan.Routing
+	firewall     plan.Firewall
+	ports        []plan.Port
+	taken        map[plan.Forward]bool
+	bridges      []string
+	networks     []model.Network
+	endpoints    map[string]model.Endpoint
+	ids          map[string]model.NICID
+	rebinds      map[string]model.Rebind
+	health       map[string]model.Health
+	docker       map[string]model.Container // nil: has not answered yet
+	said         []model.Problem            // of Docker
+	log          logBuffer
+	flushed      []netip.AddrPort
+	moved        []netip.Addr
+	flows        [][3]netip.Addr // translated ones: from, to, as
+	spoof        []plan.BridgePort
+	strays       []model.Stray
+	groups       map[string]model.Cgroup // of containers on the host's network
+	noChain      bool                    // Docker has not made DOCKER-USER
+	wedged       chan struct{}           // iptables hangs until it is closed
+	noForwarding error                   // iptables fails
+	broken       error                   // of links
+	unflushed    error                   // of translated flows
+	unmoved      error                   // of those of moved pins
 
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
+
+	entries []model.HostEntry
 }
 
 // do changes the world while the loop may be looking.
@@ -219,7 +223,15 @@ func (p firewallPart) ApplyBridge(_ context.Context, ports []plan.BridgePort, pr
 
 func (p forwardingPart) Apply(_ context.Context, bridges []string) (reconcile.ForwardingOutcome, error) {
 	var absent bool
-	p.do(func() { p.forwardings++; absent = p.noChain })
+	var wedged chan struct{}
+	var refuse error
+	p.do(func() { p.forwardings++; absent, wedged, refuse = p.noChain, p.wedged, p.noForwarding })
+	if wedged != nil {
+		<-wedged
+	}
+	if refuse != nil {
+		return reconcile.ForwardingOutcome{}, refuse
+	}
 	if absent {
 		return reconcile.ForwardingOutcome{Absent: true}, nil
 	}
@@ -243,7 +255,12 @@ func (p storePart) Networks() []model.Network {
 	return slices.Clone(p.networks)
 }
 
-func (p storePart) HostEntries() []model.HostEntry { return nil }
+func (p storePart) HostEntries() []model.HostEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.entries)
+}
+
 func (p storePart) Endpoints() []model.Endpoint {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -519,7 +536,7 @@ func TestTakenPortIsNotForwarded(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if len(w.flushed) != 1 || w.flushed[0].Port() != 54 {
+		if len(w.flushed) != 1 || w.flushed[0] != netip.MustParseAddrPort("172.31.0.8:54") {
 			t.Errorf("flushed %v, want the new UDP port once", w.flushed)
 		}
 	})

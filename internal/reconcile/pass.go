@@ -43,8 +43,9 @@ func (l *Loop) pass(ctx context.Context) *Result {
 		}
 		return nil
 	}
+	// What cannot be remembered is no reason to refuse a container: all that is written below holds until a restart.
 	if err := l.o.Store.SetNICIDs(d.IDs); err != nil {
-		res.hard(fmt.Errorf("remembering NIC ids: %w", err))
+		res.partial(fmt.Errorf("remembering NIC ids: %w", err))
 	}
 	// One network's bridge that cannot be made is no reason to refuse another's containers.
 	res.partial(step("links and sysctls", func() (bool, error) { return l.o.Host.Apply(ctx, d.Links, d.Sysctls, prune) }))
@@ -63,7 +64,7 @@ func (l *Loop) pass(ctx context.Context) *Result {
 		res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) }))
 	}
 	if prune {
-		res.hard(l.rememberStrict(res))
+		res.partial(l.rememberStrict(res))
 	}
 	return res
 }

@@ -146,11 +146,17 @@ func (l *Loop) settle(ctx context.Context, containerID string) (*Result, error) 
 	return res, nil
 }
 
+// follows reports whether an endpoint goes where the container is bound to: it
+// is one of its own, or a program that has joined it as a host entry.
+func follows(e model.Endpoint, containerID string) bool {
+	return e.Container.ID == containerID || e.As != "" && e.JoinedID() == containerID
+}
+
 // portErrors tells why a container's ports are not reserved.
 func (r *Result) portErrors(containerID string) error {
 	var errs []error
 	for _, e := range r.Endpoints {
-		if e.Container.ID == containerID {
+		if follows(e, containerID) {
 			errs = append(errs, r.PortErrors[e.ID])
 		}
 	}
@@ -203,11 +209,11 @@ func (r *Result) allows(rebind model.Rebind) error {
 	mine, names := make(map[string]bool), make(map[string]string)
 	for i, e := range in.Endpoints {
 		names[e.ID] = e.Name()
-		if e.Container.ID != rebind.ContainerID {
+		if !follows(e, rebind.ContainerID) {
 			continue
 		}
 		running, mine[e.ID] = true, true
-		if p := would.Pins[i]; p.State == plan.StateBlocked {
+		if p := would.Pins[i]; p.State == plan.StateBlocked && e.Container.ID == rebind.ContainerID {
 			return refusef("rebinding %s: %s", rebind.Name, p.Why)
 		}
 	}
@@ -244,7 +250,7 @@ func (r *Result) bridgesOf(containerID string) []string {
 	var out []string
 	for _, e := range r.Endpoints {
 		for _, n := range r.Networks {
-			if e.Container.ID == containerID && n.ID == e.NetworkID {
+			if follows(e, containerID) && n.ID == e.NetworkID {
 				out = append(out, n.Bridge)
 			}
 		}

@@ -123,6 +123,49 @@ func TestRebindRefuses(t *testing.T) {
 	}
 }
 
+// A program that has joined a host entry moves with it, and its ports are the entry's.
+func TestRebindMovesWhoHasJoined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := twoNICs(t, model.Publish{Proto: model.TCP, HostPort: 8091, Port: 80})
+		w.do(func() {
+			web := model.HostEntry{
+				Name: "web", Bridge: "br-web", Address: netip.MustParseAddr("172.29.0.100"), Options: map[string]string{"eip.nic": "eth0"},
+				Publishes: []model.Publish{{Proto: model.TCP, HostPort: 8091, Port: 8091}},
+			}
+			w.entries = append(w.entries, web)
+			w.networks = append(w.networks, model.Network{ID: model.ProgramsID, Bridge: model.ProgramsBridge, Subnet4: netip.MustParsePrefix("10.231.0.0/20"), Gateway4: netip.MustParseAddr("10.231.0.1")})
+			w.endpoints["z"] = model.Endpoint{
+				ID: "z", NetworkID: model.ProgramsID, Addr4: netip.MustParseAddr("10.231.0.2"), Phase: model.Joined, As: "web", Veth: "ev-z",
+				Options: web.Options, Publishes: web.Publishes, Container: model.Container{Known: true, ID: "z", Name: "server"},
+			}
+		})
+		if err := l.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.source("10.231.0.2"); got.NICName != "eth0" {
+			t.Errorf("at first on %+v", got)
+		}
+		want := "rebinding web: other has 172.31.0.14:8091/tcp published already"
+		if _, err := l.Rebind(t.Context(), "web", toEth1); !errors.Is(err, reconcile.ErrRefused) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		w.do(func() {
+			other := w.endpoints["b"]
+			other.Publishes = nil
+			w.endpoints["b"] = other
+		})
+		if err := l.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Rebind(t.Context(), "web", toEth1); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.source("10.231.0.2"); got.NICName != "eth1" {
+			t.Errorf("left behind on %+v", got)
+		}
+	})
+}
+
 // A program of the host has the port on the new NIC: nobody knows before it is
 // tried. Then it stays, or comes back, where it was.
 func TestRebindThatFailsIsTakenBack(t *testing.T) {

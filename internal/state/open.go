@@ -38,10 +38,20 @@ var (
 // Open opens the state file, or makes it and its directory. A file that cannot
 // be used, because it is damaged or a newer eipnet wrote it, is renamed and a
 // new one made in its place; one with unreadable records is rebuilt without
-// them, and kept. In both cases the Problem says so. An error means that there
-// is no store: the file is locked (ErrLocked, after a second) or cannot be read
-// or made.
+// them, and kept. Where the disk is full or read-only, a copy in memory is
+// opened. In all three cases the Problem says so. An error means that there is
+// no store: the file is locked (ErrLocked, after a second) or cannot be read.
 func Open(path string, log *slog.Logger) (*Store, *model.Problem, error) {
+	s, problem, err := openFile(path, log)
+	if unwritable(err) {
+		return withoutDisk(path, err, problem, log)
+	}
+	return s, problem, err
+}
+
+// openFile opens the file itself. A Problem beside an error says that a file was
+// set aside.
+func openFile(path string, log *slog.Logger) (*Store, *model.Problem, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
@@ -68,7 +78,7 @@ func Open(path string, log *slog.Logger) (*Store, *model.Problem, error) {
 		if s != nil {
 			err = errors.Join(err, s.Close())
 		}
-		return nil, nil, fmt.Errorf("opening state file %s: %w", path, err)
+		return nil, problem, fmt.Errorf("opening state file %s: %w", path, err)
 	}
 	if lost = append(notes, lost...); len(lost) == 0 || s.fresh {
 		return s, problem, nil
@@ -83,12 +93,12 @@ func Open(path string, log *slog.Logger) (*Store, *model.Problem, error) {
 // vet looks at the file's structure before bbolt does, which follows every
 // damaged pointer, and sets a damaged file aside.
 func vet(path string, log *slog.Logger) (*model.Problem, []string, error) {
-	f, err := openLocked(path)
+	f, err := openLocked(path, os.O_RDWR)
 	// Who makes the file locks it a moment later, and fills it then.
 	for n := 0; n < emptyTries && err == nil && f != nil && isEmpty(f); n++ {
 		if err = f.Close(); err == nil {
 			<-time.After(lockRetry)
-			f, err = openLocked(path)
+			f, err = openLocked(path, os.O_RDWR)
 		}
 	}
 	if f == nil || err != nil {
@@ -117,9 +127,9 @@ func isEmpty(f *os.File) bool {
 }
 
 // openLocked opens and locks the file; it returns none if there is none.
-func openLocked(path string) (*os.File, error) {
+func openLocked(path string, flag int) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		f, err := os.OpenFile(path, flag, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ type Store struct {
 	db      *bolt.DB
 	broken  error // set once bbolt panicked: its locks cannot be trusted any more
 	writes  int   // transactions so far
+	// held keeps the file locked that a copy is used of; nil: the file itself is open.
+	held *os.File
 
 	mu        sync.RWMutex
 	networks  *table[model.Network]
@@ -59,6 +62,10 @@ func (s *Store) Fresh() bool { return s.fresh }
 func (s *Store) Close() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	if s.held != nil {
+		_ = s.held.Close() // nothing was written to it
+		s.held = nil
+	}
 	if s.broken != nil {
 		return nil // bbolt's locks may be held for ever; the file goes with the process
 	}
@@ -244,6 +251,14 @@ func (s *Store) DeleteOriginal(key string) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	return put(s, s.originals, nil, key)
+}
+
+// MoveOriginals records switches and forgets others in one transaction: all of
+// it, or none. A key of set is not to be among those to forget.
+func (s *Store) MoveOriginals(set map[string]string, forget []string) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return put(s, s.originals, set, forget...)
 }
 
 // OriginalKeys lists the recorded switches, sorted.

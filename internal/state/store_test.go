@@ -342,6 +342,27 @@ func TestClonesAreDeep(t *testing.T) {
 	}
 }
 
+func TestMoveOriginals(t *testing.T) {
+	s, path := newFile(t)
+	ok(t, s.SetOriginal("group:eth0", "0 5"))
+	ok(t, s.SetOriginal("group:eth1", "7 6"))
+	writes := s.writes
+	ok(t, s.MoveOriginals(map[string]string{"group:eth1": "0 5", "group:lan1": "7 6"}, []string{"group:eth0"}))
+	if s.writes != writes+1 {
+		t.Errorf("%d transactions, want one", s.writes-writes)
+	}
+	mustClose(t, s)
+	s = mustOpen(t, path)
+	defer mustClose(t, s)
+	got := make(map[string]string)
+	for _, key := range s.OriginalKeys() {
+		got[key], _ = s.Original(key)
+	}
+	if diff := cmp.Diff(map[string]string{"group:eth1": "0 5", "group:lan1": "7 6"}, got); diff != "" {
+		t.Errorf("originals (-want +got):\n%s", diff)
+	}
+}
+
 func TestNICKnown(t *testing.T) {
 	s, _ := newFile(t)
 	ok(t, s.SetNICIDs(map[string]model.NICID{"Eth0": 1}))

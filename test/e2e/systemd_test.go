@@ -104,7 +104,9 @@ func TestSystemd(t *testing.T) {
 
 	r.docker("rm", "-f", "app0", "app1")
 	r.docker("network", "rm", network)
+	dockerGoesOn := r.standInDocker(t, on)
 	on("systemctl", "disable", "--now", "eipnet", "eipnet-restore")
+	dockerGoesOn("disable --now")
 	r.on("eipnet", "cleanup")
 	r.make("uninstall")
 	r.on("rm", "-r", "/etc/default/eipnet", "/etc/systemd/system/eipnet.service.d")
@@ -147,7 +149,9 @@ func (r *rig) debianPackage(t *testing.T, on func(name string, args ...string) s
 		t.Error("installing a package anew does not restart the daemon")
 	}
 	r.livePinned(pins)
+	dockerGoesOn := r.standInDocker(t, on)
 	on("dpkg", "-r", "eipnet")
+	dockerGoesOn("dpkg -r")
 	r.livePinned(pins)
 	if out := r.on("nft", "list", "tables"); !strings.Contains(out, "table inet eipnet") {
 		t.Errorf("removing the package has taken pins away that containers need: %s", out)
@@ -163,6 +167,30 @@ func (r *rig) debianPackage(t *testing.T, on func(name string, args ...string) s
 	r.on("mkdir", "-p", "/var/lib/eipnet")
 	if diff := cmp.Diff(filesBefore, files()); diff != "" {
 		t.Errorf("purging the package leaves files behind (-before +after):\n%s", diff)
+	}
+}
+
+// standInDocker starts a docker.service, which the lab's engine is not: its unit
+// requires eipnet-restore, as the real one does, and runs something harmless.
+// The function that it returns reports one that did not go on, and takes it away.
+func (r *rig) standInDocker(t *testing.T, on func(name string, args ...string) string) (goesOn func(after string)) {
+	t.Helper()
+	const unit = "/etc/systemd/system/docker.service"
+	if err := r.Host.WriteFile(unit, []byte("[Service]\nExecStart=/bin/sleep infinity\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	on("systemctl", "daemon-reload")
+	on("systemctl", "start", "docker")
+	pid := func() string { return on("systemctl", "show", "-p", "MainPID", "--value", "docker") }
+	first := pid()
+	return func(after string) {
+		t.Helper()
+		if now := pid(); now != first || now == "0" {
+			t.Errorf("after %s docker.service is process %s, and was %s", after, now, first)
+		}
+		on("systemctl", "stop", "docker")
+		r.on("rm", unit)
+		on("systemctl", "daemon-reload")
 	}
 }
 

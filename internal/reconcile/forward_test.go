@@ -1,0 +1,93 @@
+package reconcile_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eipnet/eipnet/internal/model"
+	"github.com/eipnet/eipnet/internal/reconcile"
+)
+
+// TestForwardingHangs: an iptables that hangs holds up half a second of a pass, and once.
+func TestForwardingHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker, w.wedged = map[string]model.Container{}, make(chan struct{})
+		l := start(t, w)
+		began := time.Now()
+		for range 10 {
+			if err := l.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait(reconcile.MinInterval)
+		if took := time.Since(began); took > time.Second || w.forwardings != 1 {
+			t.Errorf("ten passes took %v, and iptables was run %d times", took, w.forwardings)
+		}
+		close(w.wedged)
+		wait(reconcile.MinInterval)
+		if synctest.Wait(); len(w.bridges) != 1 {
+			t.Errorf("accepts for %v", w.bridges)
+		}
+	})
+}
+
+// TestForwardingFails: iptables that fails is tried again less and less often,
+// however many passes there are, and told as a problem meanwhile.
+func TestForwardingFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker, w.noForwarding = map[string]model.Container{}, errors.New("the xtables lock is held")
+		l := start(t, w)
+		for range 600 {
+			l.Poke()
+			wait(100 * time.Millisecond)
+		}
+		synctest.Wait()
+		if w.forwardings > 8 {
+			t.Errorf("tried %d times in a minute", w.forwardings)
+		}
+		if res, err := l.Last(t.Context()); err != nil || len(res.Partial) != 1 {
+			t.Errorf("%v, failures %v", err, res.Partial)
+		}
+		w.do(func() { w.noForwarding = nil })
+		wait(reconcile.MaxInterval)
+		synctest.Wait()
+		if res, err := l.Last(t.Context()); err != nil || len(res.Partial) != 0 || len(w.bridges) != 1 {
+			t.Errorf("%v, failures %v, accepts for %v", err, res.Partial, w.bridges)
+		}
+	})
+}
+
+// TestPublishedOnAllAddresses: flows to the host's own addresses are forgotten,
+// and nobody's to that port elsewhere.
+func TestPublishedOnAllAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{"a": {Known: true, Name: "a"}}
+		w.host.Locals = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("172.31.0.8"), netip.MustParseAddr("2001:db8::8")}
+		w.endpoint("a", false)
+		l := start(t, w)
+		w.do(func() {
+			e := w.endpoints["a"]
+			e.Options, e.Container = nil, model.Container{Known: true, Name: "a"}
+			e.Publishes = []model.Publish{{Proto: model.UDP, HostPort: 53, Port: 53}}
+			w.endpoints["a"] = e
+		})
+		if err := l.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for _, f := range w.flushed {
+			if f.Addr().IsUnspecified() {
+				t.Errorf("flushed %v", f)
+			}
+		}
+		if len(w.flushed) != 2 {
+			t.Errorf("flushed %v, want both of the host's IPv4 addresses", w.flushed)
+		}
+	})
+}
