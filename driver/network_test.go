@@ -4,11 +4,13 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -123,6 +125,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		{"no pool", with(object{"IPv4Data": nil}), "an eipnet network needs an IPv4 subnet: Docker gave none"},
 		{"null IPAM", with(object{"IPv4Data": []object{pool("0.0.0.0/0", "")}}), "an eipnet network needs an IPv4 subnet, not 0.0.0.0/0: the null IPAM driver gives out no addresses, use the default one"},
 		{"no gateway", with(object{"IPv4Data": []object{pool("10.9.0.0/24", "")}}), "an eipnet network needs an IPv4 gateway, as that is its bridge's address: Docker gave none for 10.9.0.0/24"},
+		{"another router", with(object{"IPv4Data": []object{{"Pool": "10.9.0.0/24", "Gateway": "10.9.0.1/24", "AuxAddresses": object{"DefaultGatewayIPv4": "10.9.0.254/24"}}}}), "--aux-address DefaultGatewayIPv4 is not supported on eipnet networks: containers leave by their bridge's address, which is --gateway"},
 		{"gateway elsewhere", with(object{"IPv4Data": []object{pool("10.9.0.0/24", "10.8.0.1/24")}}), "the gateway 10.8.0.1 is not in the subnet 10.9.0.0/24"},
 		{"two pools", with(object{"IPv4Data": []object{pool("10.9.0.0/24", "10.9.0.1/24"), pool("10.8.0.0/24", "10.8.0.1/24")}}), "an eipnet network has one IPv4 subnet, not 2: make a network for each"},
 		{"IPv6 without a pool", with(object{"IPv4Data": []object{pool("10.9.0.0/24", "10.9.0.1/24")}, "Options": object{"com.docker.network.enable_ipv6": "true"}}), "an eipnet network needs an IPv6 subnet: Docker gave none"},
@@ -229,4 +232,21 @@ func TestCreateNetworkRollsBack(t *testing.T) {
 	req := networkReq("second", nil)
 	req["IPv4Data"] = []object{{"Pool": "10.9.0.0/24", "Gateway": "10.9.0.1/24"}}
 	h.fails("CreateNetwork", req, "storing network second: disk full")
+}
+
+// What the page about Docker's bridge lists as refused is refused.
+func TestRefused(t *testing.T) {
+	for key, why := range driver.Refused() {
+		req := networkReq(netID, nil)
+		switch name, _, aux := strings.Cut(strings.TrimPrefix(key, "--aux-address "), "=…"); {
+		case aux:
+			req["IPv4Data"].([]object)[0]["AuxAddresses"] = object{name: "172.19.0.254/16"}
+		default:
+			option, _, _ := strings.Cut(name, " ")
+			req = networkReq(netID, object{option: "x"})
+		}
+		if _, got := newHarness(t).call("CreateNetwork", req); !strings.Contains(got, "not supported on eipnet networks") || !strings.Contains(got, why) {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
 }

@@ -51,6 +51,23 @@ var refusedNetworkKeys = map[string]string{
 	"com.docker.network.host_ipv6":                      "the address to leave with is named by eip.ip6",
 }
 
+// refusedAuxKeys are names of --aux-address by which Docker's bridge has
+// containers leave by another router. All others only keep an address free.
+var refusedAuxKeys = []string{"DefaultGatewayIPv4", "DefaultGatewayIPv6"}
+
+// Refused is what users of Docker's bridge may say of a network and eipnet
+// refuses, and why.
+func Refused() map[string]string {
+	out := maps.Clone(refusedNetworkKeys)
+	for _, key := range refusedAuxKeys {
+		out["--aux-address "+key+"=…"] = "containers leave by their bridge's address, which is --gateway"
+	}
+	for _, key := range []string{optGateMode4, optGateMode6} {
+		out[key+" other than nat"] = "containers leave with a NIC's address and are reached by published ports"
+	}
+	return out
+}
+
 // parseNetwork turns the request into the network that it asks for. It looks at
 // nothing but the request.
 func parseNetwork(req createNetworkRequest) (model.Network, error) {
@@ -180,6 +197,11 @@ func parsePool(f model.Family, data []ipamData) (subnet netip.Prefix, gateway ne
 	}
 	if pool.Bits() == 0 {
 		return fail("an eipnet network needs an %v subnet, not %v: the null IPAM driver gives out no addresses, use the default one", f, pool)
+	}
+	for _, key := range refusedAuxKeys {
+		if _, ok := data[0].AuxAddresses[key]; ok {
+			return fail("--aux-address %s is not supported on eipnet networks: containers leave by their bridge's address, which is --gateway", key)
+		}
 	}
 	if data[0].Gateway == "" {
 		return fail("an eipnet network needs an %v gateway, as that is its bridge's address: Docker gave none for %v", f, pool)

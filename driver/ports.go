@@ -25,12 +25,34 @@ type wish struct {
 	HostIP      netip.Addr // zero: none given
 	First, Last uint16
 	Port        uint16 // in the container
+
+	Default bool // the host address is the network's
+	Both    bool // it is 0.0.0.0, and [::] goes with it
 }
 
 func (w wish) fixed() bool { return w.First != 0 && w.First == w.Last }
 
 func (w wish) publish(hostPort uint16) model.Publish {
 	return model.Publish{Proto: w.Proto, HostIP: w.HostIP, HostPort: hostPort, Port: w.Port}
+}
+
+// publishes lists what comes of the wish with a host port.
+func (w wish) publishes(hostPort uint16) []model.Publish {
+	out := []model.Publish{w.publish(hostPort)}
+	if w.Both {
+		p := out[0]
+		p.HostIP = netip.IPv6Unspecified()
+		out = append(out, p)
+	}
+	return out
+}
+
+// picked is the address on which the port has to be free; zero: both families' all.
+func (w wish) picked() netip.Addr {
+	if w.Both {
+		return netip.Addr{}
+	}
+	return w.HostIP
 }
 
 // grantedBy reports whether the publish is one that could have been chosen for the wish.
@@ -128,7 +150,7 @@ func (d *Driver) programExternalConnectivity(ctx context.Context, req sandboxReq
 		if n.Internal { // as Docker's bridge: nothing comes in there
 			return struct{}{}, d.unpublish(ctx, e)
 		}
-		bindDefault(wishes, n.HostBinding)
+		bindDefault(wishes, n.HostBinding, e)
 	}
 	wishes, err = d.settleHostIPs(ctx, e, wishes)
 	if err != nil {
@@ -137,11 +159,24 @@ func (d *Driver) programExternalConnectivity(ctx context.Context, req sandboxReq
 	return struct{}{}, d.publish(ctx, e, wishes)
 }
 
-// bindDefault gives the network's host address to wishes without one.
-func bindDefault(wishes []wish, addr netip.Addr) {
+// bindDefault gives the network's host address to wishes without one. As on
+// Docker's bridge, 0.0.0.0 stands for [::], too.
+func bindDefault(wishes []wish, addr netip.Addr, e model.Endpoint) {
+	if !addr.IsValid() {
+		return
+	}
 	for i := range wishes {
-		if !wishes[i].HostIP.IsValid() {
-			wishes[i].HostIP = addr
+		w := &wishes[i]
+		if w.HostIP.IsValid() {
+			continue
+		}
+		w.HostIP, w.Default = addr, true
+		switch {
+		case !addr.IsUnspecified() || !e.Addr6.IsValid():
+		case e.Addr4.IsValid():
+			w.Both = true
+		default:
+			w.HostIP = netip.IPv6Unspecified()
 		}
 	}
 }
@@ -170,8 +205,8 @@ func (d *Driver) settleHostIPs(ctx context.Context, e model.Endpoint, wishes []w
 			ip, w.HostIP = private, private
 		}
 		if _, ok := e.Addr(model.FamilyOf(ip)); !ok {
-			if d.siblingHas(e, model.FamilyOf(ip)) {
-				continue // Docker asks both, and that one does it
+			if w.Default || d.siblingHas(e, model.FamilyOf(ip)) {
+				continue // Docker does not either; or it asks both, and that one does it
 			}
 			return nil, fmt.Errorf("publishing port %d on %v: the container has no %v address on this network", w.Port, ip, model.FamilyOf(ip))
 		}
@@ -267,36 +302,40 @@ func (d *Driver) choose(ctx context.Context, e *model.Endpoint, wishes []wish, t
 	}
 	var got []model.Publish
 	for _, w := range wishes {
+		clash := func(with []model.Publish, port uint16) bool {
+			return slices.ContainsFunc(w.publishes(port), func(p model.Publish) bool {
+				return slices.ContainsFunc(with, func(o model.Publish) bool { return samePort(o, p) })
+			})
+		}
 		free := func(port uint16) bool {
-			p := w.publish(port)
-			clash := func(o model.Publish) bool { return samePort(o, p) }
-			return !tried[p] && !slices.ContainsFunc(taken, clash) && !slices.ContainsFunc(got, clash)
+			return !tried[w.publish(port)] && !clash(taken, port) && !clash(got, port)
 		}
 		kept := func(p model.Publish) bool {
-			return w.grantedBy(p) && !tried[p] && !slices.ContainsFunc(got, func(o model.Publish) bool { return samePort(o, p) })
+			return w.grantedBy(p) && !tried[p] && !clash(got, p.HostPort)
 		}
-		var p model.Publish
+		var port uint16
 		switch i := slices.IndexFunc(had, kept); {
 		case w.fixed():
-			p = w.publish(w.First)
-			if slices.ContainsFunc(got, func(o model.Publish) bool { return contradict(o, p) }) {
-				return bindError(p.HostIP, p.HostPort)
+			port = w.First
+			for _, p := range w.publishes(port) {
+				if slices.ContainsFunc(got, func(o model.Publish) bool { return contradict(o, p) }) {
+					return bindError(p.HostIP, p.HostPort)
+				}
 			}
 		case i >= 0:
-			p = had[i]
-			tried[p] = true
+			port = had[i].HostPort
+			tried[had[i]] = true
 		default:
-			port, err := Pick(w.Proto, w.HostIP, d.candidates(ctx, w), free)
-			if err != nil {
+			var err error
+			if port, err = Pick(w.Proto, w.picked(), d.candidates(ctx, w), free); err != nil {
 				return err
 			}
 			if w.First == 0 {
 				d.dynamic[w.where()] = port
 			}
-			p = w.publish(port)
-			tried[p] = true
+			tried[w.publish(port)] = true
 		}
-		got = append(got, p)
+		got = append(got, w.publishes(port)...)
 	}
 	return d.update(e, func(e *model.Endpoint) { e.Publishes = got })
 }

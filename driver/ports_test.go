@@ -268,3 +268,60 @@ func TestPublishOnTwoNetworks(t *testing.T) {
 	h.ok("Leave", ref(netID, epA))
 	h.fails("ProgramExternalConnectivity", program, "publishing port 81 on 172.31.0.14: the container has no IPv4 address on this network")
 }
+
+// TestHostBindingBothFamilies: 0.0.0.0 as a network's host address stands for
+// [::], too, under the same port; what has no address of the default's family is
+// not published, and that is no error.
+func TestHostBindingBothFamilies(t *testing.T) {
+	ip := netip.MustParseAddr
+	for _, tc := range []struct {
+		name, binding string
+		v4            bool
+		want          []netip.Addr // of each port
+	}{
+		{"all addresses", "0.0.0.0", true, []netip.Addr{ip("0.0.0.0"), ip("::")}},
+		{"all addresses, IPv6 alone", "0.0.0.0", false, []netip.Addr{ip("::")}},
+		{"one address", "172.31.0.8", true, []netip.Addr{ip("172.31.0.8")}},
+		{"one address, IPv6 alone", "172.31.0.8", false, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHarness(t)
+			req := networkReq(netID, object{"com.docker.network.bridge.host_binding_ipv4": tc.binding})
+			options := req["Options"].(object)
+			options["com.docker.network.enable_ipv4"], options["com.docker.network.enable_ipv6"] = tc.v4, true
+			req["IPv6Data"] = []object{{"Pool": "fd00:9::/64", "Gateway": "fd00:9::1/64"}}
+			h.ok("CreateNetwork", req)
+			iface := object{"AddressIPv6": "fd00:9::2/64"}
+			if tc.v4 {
+				iface["Address"] = "172.19.0.2/16"
+			}
+			h.ok("CreateEndpoint", object{"NetworkID": netID, "EndpointID": epA, "Interface": iface})
+			h.ok("Join", joinReq(epA))
+			var before []model.Publish
+			for range 2 { // the same again, as when Docker asks twice
+				h.ok("ProgramExternalConnectivity", programReq(epA, ports(tcp(80, 8080), binding(6, "", 9000, 9005, 8081), tcp(0, 8082))))
+				on := make(map[uint16][]netip.Addr)
+				got := h.endpoint(epA).Publishes
+				for _, p := range got {
+					on[p.Port] = append(on[p.Port], p.HostIP)
+				}
+				for _, port := range []uint16{8080, 8081, 8082} {
+					if diff := cmp.Diff(tc.want, on[port], compareAddrs); diff != "" {
+						t.Errorf("port %d (-want +got)\n%s", port, diff)
+					}
+				}
+				for _, p := range got {
+					for _, o := range got {
+						if p.Port == o.Port && p.HostPort != o.HostPort {
+							t.Errorf("%v and %v: two host ports", p, o)
+						}
+					}
+				}
+				if diff := cmp.Diff(before, got, compareAddrs); before != nil && diff != "" {
+					t.Errorf("asked again (-before +after)\n%s", diff)
+				}
+				before = got
+			}
+		})
+	}
+}

@@ -22,7 +22,10 @@ type createNetworkRequest struct {
 	IPv4Data, IPv6Data []ipamData
 }
 
-type ipamData struct{ Pool, Gateway string }
+type ipamData struct {
+	Pool, Gateway string
+	AuxAddresses  map[string]json.RawMessage // --aux-address; only the keys are looked at
+}
 
 type endpointRequest struct{ NetworkID, EndpointID string }
 

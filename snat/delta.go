@@ -69,8 +69,8 @@ func differing[T comparable](a, b []T, by func(a, b T) int) (onlyA, onlyB []T) {
 // clone copies what Apply's caller may change later.
 func clone(fw plan.Firewall) plan.Firewall {
 	fw.NICs, fw.Uplinks = slices.Clone(fw.NICs), slices.Clone(fw.Uplinks)
-	fw.Locked, fw.Inside = slices.Clone(fw.Locked), slices.Clone(fw.Inside)
-	fw.NoForward4, fw.NoForward6 = slices.Clone(fw.NoForward4), slices.Clone(fw.NoForward6)
+	fw.Locked, fw.Inside, fw.Internal = slices.Clone(fw.Locked), slices.Clone(fw.Inside), slices.Clone(fw.Internal)
+	fw.NoForward = slices.Clone(fw.NoForward)
 	fw.Watched, fw.Ours, fw.Local = slices.Clone(fw.Watched), slices.Clone(fw.Ours), slices.Clone(fw.Local)
 	fw.Own, fw.OurSubnets = slices.Clone(fw.Own), slices.Clone(fw.OurSubnets)
 	fw.Masqueraded, fw.Apart = slices.Clone(fw.Masqueraded), slices.Clone(fw.Apart)

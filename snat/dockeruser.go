@@ -29,9 +29,7 @@ const (
 	jumpRule   = "-A " + dockerUser + ourJump
 	returnRule = "-A " + dockerUser + " -j RETURN"
 
-	// dockerJump is Docker's line in FORWARD; without it, and where the policy
-	// is not this one, nobody comes by DOCKER-USER.
-	dockerJump   = "-A " + forwardChain + " -j " + dockerUser
+	// acceptPolicy lets pass what no rule decides.
 	acceptPolicy = "-P " + forwardChain + " ACCEPT"
 
 	// forkTimeout ends an iptables that hangs; lockSeconds bounds its own wait
@@ -49,16 +47,21 @@ const (
 // final. In table filter of iptables and ip6tables it keeps
 //
 //	-A DOCKER-USER -m comment --comment eipnet -j EIPNET-FORWARD
+//	-A EIPNET-FORWARD -o BRIDGE -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -m comment --comment eipnet -j ACCEPT
+//	-A EIPNET-FORWARD -i BRIDGE -o BRIDGE -m comment --comment eipnet -j ACCEPT
+//	-A EIPNET-FORWARD -o BRIDGE -m comment --comment eipnet -j DROP
 //	-A EIPNET-FORWARD -i BRIDGE -m comment --comment eipnet -j ACCEPT
-//	-A EIPNET-FORWARD -o BRIDGE -m comment --comment eipnet -j ACCEPT
 //
 // with the jump last, so that the user's own rules decide first (before the
-// RETURN that engines until 28.2 put at the end). What may pass between networks
-// is decided in our own table, earlier. DOCKER-USER is Docker's, and never made.
-// Where FORWARD does not lead there (after iptables -F, or with Docker's
-// nftables backend) and its policy is DROP all the same (ufw's is), the jump is
-// at the end of FORWARD instead, for as long as that is so. Not for use by
-// several goroutines at once.
+// RETURN that engines until 28.2 put at the end), and the last line of each
+// bridge behind all others. What may pass between networks is decided in our own
+// table, earlier; were that lost, nothing comes in here but to published ports. DOCKER-USER is Docker's, and never made.
+// As long as FORWARD's policy is not ACCEPT the jump is also at its end: where it
+// does not lead to DOCKER-USER (after iptables -F, or with Docker's nftables
+// backend), and where a RETURN of the user's there comes before our jump (the
+// widespread recipe for ufw has one for whole subnets), the policy would decide.
+// What the user drops in either chain is gone by then. Not for use by several
+// goroutines at once.
 type DockerUser struct {
 	log   *slog.Logger
 	tools []tool
@@ -214,15 +217,20 @@ type filter struct {
 // DOCKER-USER.
 func (f filter) changes(user bool, bridges []string) []string {
 	var want, lines []string
+	add := func(match, target string) {
+		want = append(want, fmt.Sprintf("-A %s %s -m comment --comment eipnet -j %s", eipnetForward, match, target))
+	}
 	for _, b := range bridges {
-		for _, side := range []string{"-i", "-o"} {
-			want = append(want, fmt.Sprintf("-A %s %s %s -m comment --comment eipnet -j ACCEPT", eipnetForward, side, b))
-		}
+		add("-o "+b+" -m conntrack --ctstate RELATED,ESTABLISHED,DNAT", "ACCEPT")
+		add("-i "+b+" -o "+b, "ACCEPT")
+		add("-o "+b, "DROP")
+	}
+	for _, b := range bridges {
+		add("-i "+b, "ACCEPT")
 	}
 	wanted := len(want) > 0
-	reached := user && slices.Contains(f.forward, dockerJump)
-	instead := wanted && !reached && len(f.forward) > 0 && f.forward[0] != acceptPolicy
-	if !user && !instead {
+	last := wanted && len(f.forward) > 0 && f.forward[0] != acceptPolicy
+	if !user && !last {
 		want = nil
 	}
 	if len(want) > 0 && !slices.Equal(unquoted(f.ours), want) {
@@ -230,7 +238,7 @@ func (f filter) changes(user bool, bridges []string) []string {
 		lines = append(lines, want...)
 	}
 	lines = append(lines, jumpLines(dockerUser, f.user, wanted && user)...)
-	lines = append(lines, jumpLines(forwardChain, f.forward, instead)...)
+	lines = append(lines, jumpLines(forwardChain, f.forward, last)...)
 	if len(want) == 0 && f.exists {
 		lines = append(lines, "-F "+eipnetForward, "-X "+eipnetForward)
 	}

@@ -10,8 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const accepts = "-A EIPNET-FORWARD -i br0 -m comment --comment eipnet -j ACCEPT\n" +
-	"-A EIPNET-FORWARD -o br0 -m comment --comment eipnet -j ACCEPT\n"
+const accepts = "-A EIPNET-FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -m comment --comment eipnet -j ACCEPT\n" +
+	"-A EIPNET-FORWARD -i br0 -o br0 -m comment --comment eipnet -j ACCEPT\n" +
+	"-A EIPNET-FORWARD -o br0 -m comment --comment eipnet -j DROP\n" +
+	"-A EIPNET-FORWARD -i br0 -m comment --comment eipnet -j ACCEPT\n"
 
 func TestDockerUser(t *testing.T) {
 	tests := []struct {
@@ -112,9 +114,10 @@ func TestDockerUserAbsent(t *testing.T) {
 	}
 }
 
-// TestDockerUserIsNotReached: where nobody comes by DOCKER-USER, and the policy
-// refuses, our jump is in FORWARD for as long as that is so.
-func TestDockerUserIsNotReached(t *testing.T) {
+// TestDockerUserAndPolicy: where the policy refuses, our jump is last in FORWARD,
+// too, for as long as that is so: nobody may come by DOCKER-USER, or as far as our
+// jump in it.
+func TestDockerUserAndPolicy(t *testing.T) {
 	for _, command := range []string{"iptables", "ip6tables", "iptables-legacy"} {
 		t.Run(command, func(t *testing.T) {
 			ns := newNamespace(t)
@@ -122,6 +125,7 @@ func TestDockerUserIsNotReached(t *testing.T) {
 				t.Skip(err)
 			}
 			d := newDockerUser(t, ns)
+			const dockerJump = "-A FORWARD -j DOCKER-USER\n"
 			const inForward = "-A FORWARD" + ourJump + "\n"
 			for _, step := range []struct {
 				name   string
@@ -133,7 +137,11 @@ func TestDockerUserIsNotReached(t *testing.T) {
 				{"policy DROP", "-P FORWARD DROP", true, inForward + accepts},
 				{"a rule of the user's is appended", "-A FORWARD -j ufw", true, "-A FORWARD -j ufw\n" + inForward + accepts},
 				{"Docker makes its chain", "-N DOCKER-USER", true, "-A FORWARD -j ufw\n" + inForward + jumpRule + "\n" + accepts},
-				{"and jumps to it", "-I FORWARD -j DOCKER-USER", true, dockerJump + "\n-A FORWARD -j ufw\n" + jumpRule + "\n" + accepts},
+				{"and jumps to it", "-I FORWARD -j DOCKER-USER", false, dockerJump + "-A FORWARD -j ufw\n" + inForward + jumpRule + "\n" + accepts},
+				{
+					"a RETURN of the user's, as in the recipe for ufw", "-I DOCKER-USER -p tcp -j RETURN", false,
+					dockerJump + "-A FORWARD -j ufw\n" + inForward + "-A DOCKER-USER -p tcp -j RETURN\n" + jumpRule + "\n" + accepts,
+				},
 				{"all rules are flushed", "-F", true, inForward + jumpRule + "\n" + accepts},
 				{"and the policy is ACCEPT", "-P FORWARD ACCEPT", true, jumpRule + "\n" + accepts},
 			} {

@@ -57,8 +57,10 @@ type elements map[string]string
 //	set watched   { type ifname }            other bridges with a pinned container
 //	set ours      { type ifname }            bridges of eipnet networks
 //	set inside    { type ifname }            all container bridges; with local4 the loopback, too
+//	set noforward { type nf_proto }          families of which nothing is forwarded but what containers send or get
 //	set managed   { type ifname }            managed NICs, with an address or without
 //	set nics      { type ifname }            those and the primary
+//	set internal  { type ifname }            bridges of internal networks, Docker's too
 //	set same      { type ifname . ifname }   each of our bridges with itself, where its containers may talk
 //	set local4    { type ipv4_addr }         addresses of the host's own programs
 //	set linklocal6 { type ipv6_addr; flags interval }  fe80::/10 and ::
@@ -71,7 +73,6 @@ type elements map[string]string
 //	set exceptby4 { type ipv4_addr . ipv4_addr; flags interval }
 //	set self4    { type ipv4_addr . ipv4_addr }   each known source with itself
 //	set known4, pinned4, blocked4 { type ipv4_addr }
-//	set noforward4 { type ifname }             NICs between which nothing is forwarded
 //	set uplink4  { type ipv4_addr }            the addresses of all NICs
 //	set nicaddr4 { type ifname . ipv4_addr }   every NIC, managed or not, with each of its addresses
 //	set legit4   { type ipv4_addr . ifname . ipv4_addr }
@@ -87,6 +88,8 @@ func setSpecs() []setSpec {
 		{name: "watched", key: types{name}},
 		{name: "ours", key: types{name}},
 		{name: "inside", key: types{name}},
+		{name: "internal", key: types{name}},
+		{name: "noforward", key: types{nftables.TypeNFProto}},
 		{name: "managed", key: types{name}},
 		{name: "nics", key: types{name}},
 		{name: "same", key: types{name, name}},
@@ -112,7 +115,6 @@ func setSpecs() []setSpec {
 			setSpec{name: named("self", f), bySource: true, key: types{addr, addr}},
 			setSpec{name: named("pinned", f), bySource: true, key: types{addr}},
 			setSpec{name: named("blocked", f), bySource: true, key: types{addr}},
-			setSpec{name: named("noforward", f), key: types{name}},
 			setSpec{name: named("uplink", f), key: types{addr}},
 			setSpec{name: named("nicaddr", f), key: types{name, addr}},
 			setSpec{name: named("legit", f), bySource: true, key: types{addr, name, addr}},
@@ -200,6 +202,9 @@ func (r *renderer) links(fw plan.Firewall) {
 	for _, b := range fw.Inside {
 		r.put("inside", "", r.link(b))
 	}
+	for _, b := range fw.Internal {
+		r.put("internal", "", r.link(b))
+	}
 	for _, a := range fw.Local {
 		if !a.Is4() {
 			r.fail("rendering an address of the host's programs, %v: want an IPv4 address", a)
@@ -207,11 +212,8 @@ func (r *renderer) links(fw plan.Firewall) {
 		}
 		r.put("local4", "", a.AsSlice())
 	}
-	for _, n := range fw.NoForward4 {
-		r.put("noforward4", "", r.link(n))
-	}
-	for _, n := range fw.NoForward6 {
-		r.put("noforward6", "", r.link(n))
+	for _, f := range fw.NoForward {
+		r.put("noforward", "", []byte{nfproto(f)})
 	}
 	for _, u := range fw.Uplinks {
 		if a := u.Addr.Unmap().WithZone(""); a.IsValid() {

@@ -156,6 +156,11 @@ func nfproto(f model.Family) byte {
 	return unix.NFPROTO_IPV4
 }
 
+// ofProto is `meta l4proto PROTO`.
+func ofProto(proto byte) []expr.Any {
+	return append(load(l4proto()), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})
+}
+
 // oifIs is `oifname "NAME"`.
 func oifIs(name string) []expr.Any {
 	return append(load(oifname()), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(name)})

@@ -204,8 +204,8 @@ func (l *lab) firewall(t *testing.T) {
 		Mask:   model.DefaultMask,
 		NICs:   []plan.FirewallNIC{{ID: 1, Name: "eth0"}, {ID: 2, Name: "eth1", HostReplies: true}},
 		Locked: []string{"eip_bridge"}, Ours: []string{"eip_bridge"}, Watched: []string{"docker0"}, Inside: []string{"docker0", "eip_bridge"},
-		Except:     prefixes("169.254.0.0/16", "fe80::/10"),
-		NoForward4: []string{"eth0", "eth1", "tun0"}, NoForward6: []string{"eth0", "eth1", "tun0"},
+		Except:    prefixes("169.254.0.0/16", "fe80::/10"),
+		NoForward: model.Families[:],
 	}
 	for _, as := range []func(string) string{strings.Clone, six} {
 		uplink := func(nic, a string) { l.fw.Uplinks = append(l.fw.Uplinks, plan.Uplink{NIC: nic, Addr: addr(as(a))}) }

@@ -1,8 +1,11 @@
 package snat
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/eipnet/eipnet/internal/model"
 )
@@ -39,6 +42,8 @@ func ctInput() chain {
 //	  ip saddr @local4 oifname != @inside jump from-local
 //	  ip saddr @local4 oifname "eipnull0" ip saddr @blocked4 counter name "refused" reject with icmpx admin-prohibited
 //	  ct direction reply ct mark & MASK vmap @ctnic-host
+//	  ct state related ct direction original oifname != @inside meta l4proto icmp goto host-error
+//	  ct state related ct direction original oifname != @inside meta l4proto ipv6-icmp goto host-error
 //	}
 func markOut(mask model.Mask) chain {
 	local := in("local4", saddr(model.IPv4))
@@ -46,7 +51,41 @@ func markOut(mask model.Mask) chain {
 		newRule("local-out-4", ofFamily(model.IPv4), local, notIn("inside", oifname()), verdict(expr.VerdictJump, chainFromLocal)),
 		newRule("local-refused-4", ofFamily(model.IPv4), local, oifIs(model.NullDevice), in("blocked4", saddr(model.IPv4)), count(CounterRefused), refuse()),
 		newRule("host-reply", direction(ctReply), ctMarkVmap(mask, "ctnic-host")),
+		about(unix.IPPROTO_ICMP, "host-error-4"),
+		about(unix.IPPROTO_ICMPV6, "host-error-6"),
 	}}
+}
+
+// about sends the host's own ICMP errors on their way that answer what came for
+// a container, in a connection which that one began.
+func about(proto byte, name string) rule {
+	return newRule(name, ctState(expr.CtStateBitRELATED), direction(ctOriginal), notIn("inside", oifname()), ofProto(proto), jumpTo(chainHostError))
+}
+
+// hostError marks an ICMP error of the host's, to whom a container asked, as that
+// container's packets: with a bridge whose MTU is smaller than the NIC's, the host
+// says so to who answers. NAT gives such an error the address of the connection's
+// NIC, with which it does not leave by another.
+//
+//	chain host-error {
+//	  ct original ip saddr @known4 ip daddr @except4 return
+//	  ct original ip6 saddr @known6 ip6 daddr @except6 return
+//	  ct original ip saddr . ip daddr @exceptby4 return
+//	  ct original ip6 saddr . ip6 daddr @exceptby6 return
+//	  ct original ip saddr vmap @pin4
+//	  ct original ip6 saddr vmap @pin6
+//	}
+func hostError() []rule {
+	var except, by, pin []rule
+	for _, f := range model.Families {
+		origin := ctSaddr(f, ctOriginal)
+		except = append(except, newRule(named("host-error-except-", f),
+			ofFamily(f), in(named("known", f), origin), in(named("except", f), daddr(f)), leave()))
+		by = append(by, newRule(named("host-error-except-by-", f),
+			ofFamily(f), in(named("exceptby", f), origin, daddr(f)), leave()))
+		pin = append(pin, newRule(named("host-error-pin-", f), ofFamily(f), vmap(named("pin", f), origin)))
+	}
+	return slices.Concat(except, by, pin)
 }
 
 // fromLocal does what from-endpoint does, for what the host's own programs send

@@ -113,8 +113,8 @@ func sample() plan.Firewall {
 			{NIC: "eth2", Addr: addr("10.9.0.2")},
 		},
 		Locked: []string{"eip_bridge"}, Ours: []string{"eip_bridge"},
-		Watched:    []string{"docker0"},
-		Inside:     []string{"docker0", "eip_bridge", "lo"},
+		Watched: []string{"docker0"},
+		Inside:  []string{"docker0", "eip_bridge", "lo"}, Internal: []string{"docker1"},
 		Local:      []netip.Addr{addr("172.18.0.100")},
 		Own:        prefixes("172.17.0.5/32", "172.19.0.0/16", "fd00:19::/64"),
 		OurSubnets: prefixes("172.19.0.0/16", "fd00:19::/64"), Masqueraded: prefixes("172.19.0.0/16", "fd00:19::/64"),
@@ -143,7 +143,7 @@ func sample() plan.Firewall {
 			{Proto: model.TCP, Addr: addr("2001:db8::14"), Port: 8090, To: addrPort("[fd00:19::101]:8080")},
 			{Proto: model.UDP, Addr: addr("::"), Port: 53, To: addrPort("[fd00:19::102]:5353")},
 		},
-		NoForward4: []string{"eth0", "eth1", "eth2"}, NoForward6: []string{"eth0", "eth1"},
+		NoForward: model.Families[:],
 	}
 }
 

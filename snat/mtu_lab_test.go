@@ -143,8 +143,33 @@ func TestPathMTU(t *testing.T) {
 			}
 			t.Run(f.String()+" "+c.name, func(t *testing.T) {
 				c.ns.run(t, "ip route flush cache", "ip -6 route flush cache")
-				if got := learned(t, c.ns, from, net.JoinHostPort(to, "8090"), f, c.most, c.mtu); got != c.mtu {
+				if got := learned(t, c.ns, &net.UDPAddr{IP: net.ParseIP(from)}, net.JoinHostPort(to, "8090"), f, c.most, c.mtu); got != c.mtu {
 					t.Errorf("learned an MTU of %d, want %d", got, c.mtu)
+				}
+			})
+		}
+	}
+	// Who answers what a container asked learns it from the host, too.
+	for _, c := range []struct {
+		name, from, to string
+	}{
+		{"to whom a container of the second NIC asked", "172.19.0.101", worldAddr},
+		{"to whom a container of the second NIC's second address asked", "172.19.0.104", worldAddr},
+		{"to whom a container of the primary asked", "172.19.0.100", worldAddr},
+		{"to whom an unpinned container asked", "172.19.0.102", worldAddr},
+		{"to an excepted destination", "172.19.0.101", "198.51.100.1"},
+		{"to a destination excepted for the container", "172.19.0.101", "198.51.100.2"},
+	} {
+		for _, f := range model.Families {
+			from, to := c.from, c.to
+			if f == model.IPv6 {
+				from, to = six(from), six(to)
+			}
+			t.Run(f.String()+" "+c.name, func(t *testing.T) {
+				l.world.run(t, "ip route flush cache", "ip -6 route flush cache")
+				server, client := asked(t, l.container, from, l.world, net.JoinHostPort(to, "8095"))
+				if got := learned(t, l.world, server, client, f, nicMTU, bridgeMTU); got != bridgeMTU {
+					t.Errorf("learned an MTU of %d, want %d", got, bridgeMTU)
 				}
 			})
 		}
@@ -152,15 +177,46 @@ func TestPathMTU(t *testing.T) {
 	l.nothingForeign(t)
 }
 
+// asked sends a datagram from a container, and returns the addresses of both as the server sees them.
+func asked(t *testing.T, ns *namespace, from string, server *namespace, at string) (*net.UDPAddr, string) {
+	t.Helper()
+	var there net.PacketConn
+	var err error
+	server.Do(func() { there, err = net.ListenPacket("udp", at) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	var here net.Conn
+	ns.Do(func() {
+		d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+		if here, err = d.DialContext(t.Context(), "udp", at); err == nil {
+			_, err = here.Write([]byte("hello"))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = here.Close() })
+	if err := there.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	_, client, err := there.ReadFrom(make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return there.LocalAddr().(*net.UDPAddr), client.String()
+}
+
 // learned sends datagrams that must not be fragmented until the path's MTU is
 // known to be this one, and returns what is known of it in the end.
-func learned(t *testing.T, ns *namespace, from, to string, f model.Family, most, want int) (mtu int) {
+func learned(t *testing.T, ns *namespace, from *net.UDPAddr, to string, f model.Family, most, want int) (mtu int) {
 	t.Helper()
 	level, discover, known, do, headers := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU, unix.IP_PMTUDISC_DO, 20+8
 	if f == model.IPv6 {
 		level, discover, known, do, headers = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU, unix.IPV6_PMTUDISC_DO, 40+8
 	}
-	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}, Control: func(_, _ string, c syscall.RawConn) error {
+	d := net.Dialer{LocalAddr: from, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, discover, do) }), err)
 	}}

@@ -86,6 +86,9 @@ func (l *lab) inward() []call {
 
 		{name: "not published", ns: l.world, from: w, to: "172.19.0.100", port: 8080, err: errTimeout, counter: CounterIsolated},
 		{name: "from NIC to NIC", ns: l.world, from: w, to: "198.51.100.77", port: 80, err: errTimeout, counter: CounterIsolated},
+		{name: "from the VPN to a NIC", ns: l.leg, from: "10.8.0.2", to: w, port: 80, err: errTimeout, counter: CounterIsolated},
+		{name: "from a bridge that we do not know to a NIC", ns: l.guest, from: "192.168.122.2", to: w, port: 80, err: errTimeout, counter: CounterIsolated},
+		{name: "from a bridge that we do not know to the VPN", ns: l.guest, from: "192.168.122.2", to: "203.0.113.2", port: 80, err: errTimeout, counter: CounterIsolated},
 
 		{name: "by the VPN to its own address", ns: l.leg, from: "10.8.0.2", to: "10.8.0.1", port: 8092, seen: "10.8.0.2"},
 		{name: "by the VPN to a NIC's address", ns: l.leg, from: "10.8.0.2", to: "172.31.0.8", port: 8090, seen: "10.8.0.2"},

@@ -122,13 +122,23 @@ func (c *content) readSets(conn *nftables.Conn, table *nftables.Table) error {
 func (s setSpec) set(table *nftables.Table) *nftables.Set {
 	set := &nftables.Set{
 		Table: table, Name: s.name, Interval: s.interval, IsMap: s.value != nil,
-		KeyType: nftables.MustConcatSetType(s.key...), Concatenation: len(s.key) > 1,
+		KeyType: joined(s.key), Concatenation: len(s.key) > 1,
 		KeyByteOrder: byteOrder(s.key),
 	}
 	if s.value != nil {
 		set.DataType = nftables.MustConcatSetType(s.value...)
 	}
 	return set
+}
+
+// joined is the type of a concatenation, in which each field is padded. The
+// library pads one alone, too; of what is shorter than a register the kernel would
+// not take the elements then.
+func joined(types []nftables.SetDatatype) nftables.SetDatatype {
+	if len(types) == 1 && types[0].Bytes < 4 {
+		return types[0]
+	}
+	return nftables.MustConcatSetType(types...)
 }
 
 func (s setSpec) matches(got *nftables.Set) bool {

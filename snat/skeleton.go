@@ -20,6 +20,7 @@ const (
 	chainFromEndpoint = "from-endpoint"
 	chainFromWatched  = "from-watched"
 	chainFromLocal    = "from-local"
+	chainHostError    = "host-error"
 	chainBySource     = "by-source"
 	chainClamp        = "clamp"
 	chainQuoted       = "quoted"
@@ -80,6 +81,7 @@ func skeleton(mask model.Mask) []chain {
 		{name: chainFromEndpoint, rules: fromEndpoint(mask)},
 		{name: chainFromWatched, rules: fromWatched(mask)},
 		{name: chainFromLocal, rules: fromLocal(mask)},
+		{name: chainHostError, rules: hostError()},
 		{name: chainClamp, rules: clampRules()},
 		{name: chainQuoted, rules: quotedRules()},
 		markPre(), ctForward(), ctInput(), markOut(mask),
@@ -331,7 +333,10 @@ func snatPost() chain {
 
 // forward drops what lock 1 caught, and keeps networks apart. What is not
 // decided yet is dropped silently, so that the sender tries again; what is held
-// for good is refused.
+// for good is refused. Nothing but its siblings is reached from an internal
+// network, published ports of other networks neither: those are on every local
+// address, and so on that of its own bridge. Of two networks of Docker's one of
+// which is internal Docker's own rules take care.
 //
 //	chain forward { type filter hook forward priority filter - 10; policy accept;
 //	  ip daddr @local4 counter name "isolated" drop
@@ -344,9 +349,11 @@ func snatPost() chain {
 //	  iifname @watched oifname != @inside ct direction original ip6 saddr @own6 ip6 saddr != @known6 counter name "pending" drop
 //	  ct state related oifname != @inside jump quoted
 //	  ct state established,related accept
-//	  meta nfproto ipv4 iifname @noforward4 oifname @noforward4 counter name "isolated" drop
-//	  meta nfproto ipv6 iifname @noforward6 oifname @noforward6 counter name "isolated" drop
+//	  meta nfproto @noforward iifname != @inside oifname != @inside counter name "isolated" drop
 //	  iifname . oifname @same accept
+//	  iifname @internal oifname @ours counter name "isolated" drop
+//	  iifname @internal iifname @ours counter name "isolated" drop
+//	  iifname @ours oifname @internal counter name "isolated" drop
 //	  oifname @ours ct status dnat accept
 //	  oifname @ours counter name "isolated" drop
 //	  iifname @ours oifname @inside ct status & dnat == 0 counter name "isolated" drop
@@ -373,12 +380,12 @@ func forward() chain {
 	rules = append(rules,
 		newRule(chainQuoted, ctState(expr.CtStateBitRELATED), notIn("inside", oifname()), verdict(expr.VerdictJump, chainQuoted)),
 		newRule("established", ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()))
-	for _, f := range model.Families {
-		rules = append(rules, newRule(named("noforward-", f), ofFamily(f),
-			in(named("noforward", f), iifname()), in(named("noforward", f), oifname()), count(CounterIsolated), drop()))
-	}
 	rules = append(rules,
+		newRule("noforward", in("noforward", meta(expr.MetaKeyNFPROTO, 1)), notIn("inside", iifname()), notIn("inside", oifname()), count(CounterIsolated), drop()),
 		newRule("same", in("same", iifname(), oifname()), accept()),
+		newRule("internal-to-ours", in("internal", iifname()), in("ours", oifname()), count(CounterIsolated), drop()),
+		newRule("internal-of-ours", in("internal", iifname()), in("ours", iifname()), count(CounterIsolated), drop()),
+		newRule("ours-to-internal", in("ours", iifname()), in("internal", oifname()), count(CounterIsolated), drop()),
 		newRule("published", in("ours", oifname()), ctDNAT(), accept()),
 		newRule("isolated-in", in("ours", oifname()), count(CounterIsolated), drop()),
 		newRule("isolated-out", in("ours", iifname()), in("inside", oifname()), ctNoDNAT(), count(CounterIsolated), drop()),

@@ -61,6 +61,9 @@ func randomFirewall(rng *rand.Rand, nics []plan.FirewallNIC, keep bool) plan.Fir
 		}
 		if bridge := fmt.Sprintf("br%d", id); coin() {
 			fw.Inside = append(fw.Inside, bridge)
+			if coin() {
+				fw.Internal = append(fw.Internal, bridge)
+			}
 			switch rng.IntN(4) {
 			case 0:
 				fw.Locked = append(fw.Locked, bridge)
@@ -90,11 +93,10 @@ func randomFirewall(rng *rand.Rand, nics []plan.FirewallNIC, keep bool) plan.Fir
 				netip.PrefixFrom(addr("ffff::"), rng.IntN(129)).Masked(),
 				netip.PrefixFrom(addr(fmt.Sprintf("10.%d.0.0", id)), 14+rng.IntN(4)).Masked())
 		}
+	}
+	for _, f := range model.Families {
 		if coin() {
-			fw.NoForward4 = append(fw.NoForward4, fmt.Sprintf("eth%d", id))
-		}
-		if coin() {
-			fw.NoForward6 = append(fw.NoForward6, fmt.Sprintf("eth%d", id))
+			fw.NoForward = append(fw.NoForward, f)
 		}
 	}
 	for i := range 40 {

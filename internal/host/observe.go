@@ -25,6 +25,9 @@ var noNICs = map[string]bool{
 	"erspan": true, "ip6erspan": true, "vxlan": true, "geneve": true, "bareudp": true, "gtp": true, "can": true, "vcan": true,
 }
 
+// wired are kinds of links that may get their first IPv6 address by router advertisements.
+var wired = map[string]bool{"device": true, "vlan": true, "bond": true, "team": true}
+
 // Observe reads the host. managed names the NICs that are managed now: only
 // for them is a gateway looked for by asking the network, which takes at most
 // 100 ms here; a later answer pokes. They count as NICs without an address, too.
@@ -77,7 +80,7 @@ func advertised(t *tables, l netlink.Link) bool {
 	case t.inside[a.Index], isOurVeth(l), a.Name == model.NullDevice:
 		return false
 	}
-	return l.Type() == "device" || len(usable(t.addrs[a.Index])) > 0
+	return wired[l.Type()] || len(usable(t.addrs[a.Index])) > 0
 }
 
 func (h *Host) isNIC(t *tables, l netlink.Link, managed []string) bool {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/eipnet/eipnet/internal/netnstest"
@@ -93,6 +94,22 @@ func TestForwardingKeepsRoutersAdvice(t *testing.T) {
 			t.Errorf("originals: %v", keys)
 		}
 	})
+}
+
+// A NIC of whatever kind may get its first address by router advertisements only
+// when forwarding is on; what carries others' traffic has to have one. Here no
+// kernel has to have all kinds.
+func TestAdvertisedWithoutAnAddress(t *testing.T) {
+	for kind, want := range map[string]bool{"device": true, "vlan": true, "bond": true, "team": true, "bridge": false, "wireguard": false, "veth": false} {
+		l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "x0", Index: 7}, LinkType: kind}
+		if got := advertised(&tables{}, l); got != want {
+			t.Errorf("%s: %v", kind, got)
+		}
+		l.MasterIndex = 3
+		if advertised(&tables{}, l) {
+			t.Errorf("%s that is another's port is listed", kind)
+		}
+	}
 }
 
 // brokenOriginals cannot remember one key, or not forget it.

@@ -39,6 +39,7 @@ func Compute(in Snapshot) (Desired, []model.Problem) {
 
 		HostPins: c.hostPins,
 	}
+	d.Spare = c.spare(d.Ports)
 	d.Links = c.links()
 	d.Routing = c.routing()
 	d.Firewall = c.firewall(d.Ports)

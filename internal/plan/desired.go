@@ -71,6 +71,7 @@ type Desired struct {
 	Firewall Firewall
 	Sysctls  []Sysctl
 	Ports    []Port       // host ports to reserve
+	Spare    []Port       // host ports to reserve for who is not decided yet, and not to forward
 	Bridges  []BridgePort // anti-spoofing, sorted by name
 
 	// IDs are the managed NICs' IDs: remembered ones kept, new ones given.
@@ -177,7 +178,9 @@ type Firewall struct {
 	Locked  []string      // bridges under lock 1: ours, and strict stock ones
 	Watched []string      // other stock bridges with a pinned container
 	Ours    []string      // bridges of our own networks
-	Inside  []string      // all container bridges: ours and Docker's; where there is a Local, the loopback, too
+	// Internal are the bridges of networks that say --internal, ours and Docker's.
+	Internal []string
+	Inside   []string // all container bridges: ours and Docker's; where there is a Local, the loopback, too
 	// Local are addresses of the host's own programs (host entries).
 	Local []netip.Addr
 	// Own is what the guard judges: subnets of locked bridges, and on watched
@@ -197,9 +200,9 @@ type Firewall struct {
 	// Groups are those that are pinned or held, by their ids.
 	Cgroups bool
 	Groups  []Group
-	// NoForward4 and NoForward6 are NICs between which nothing is forwarded
-	// (only where eipnet itself switched that family's forwarding on).
-	NoForward4, NoForward6 []string
+	// NoForward are the families of which nothing is forwarded but what comes from
+	// or goes to container bridges: eipnet, and nobody else, switched it on.
+	NoForward []model.Family
 }
 
 // FirewallNIC is a managed NIC.

@@ -16,12 +16,18 @@ func (c *compute) firewall(ports []Port) Firewall {
 	if fw.Cgroups = len(c.hostPins) > 0 || c.in.Settings.Cgroups && c.in.HostPinned; fw.Cgroups {
 		c.groups(&fw)
 	}
-	if fw.Cgroups || len(c.nets) > 0 {
+	if c.in.Host.ForwardingOurs {
+		fw.NoForward = append(fw.NoForward, model.IPv4)
+	}
+	if c.in.Host.Forwarding6Ours {
+		fw.NoForward = append(fw.NoForward, model.IPv6)
+	}
+	if fw.Cgroups || len(c.nets) > 0 || len(fw.NoForward) > 0 {
 		fw.Inside, fw.Except = c.insideLinks(), slices.Clone(c.in.Settings.Except)
 	}
 	if len(c.nets) == 0 {
 		// The guard and its sets watch over endpoints; without networks the
-		// table is an empty skeleton.
+		// table is a skeleton that lets everything pass that was forwarded before.
 		return fw
 	}
 	for _, n := range c.in.Host.NICs {
@@ -55,6 +61,7 @@ func (c *compute) firewall(ports []Port) Firewall {
 			}
 		}
 	}
+	fw.Internal = c.internal()
 	slices.Sort(fw.Locked)
 	slices.Sort(fw.Watched)
 	slices.Sort(fw.Ours)
@@ -68,15 +75,20 @@ func (c *compute) firewall(ports []Port) Firewall {
 	for _, p := range ports {
 		fw.Forwards = append(fw.Forwards, p.Forward)
 	}
-	for _, n := range c.in.Host.NICs {
-		if c.in.Host.ForwardingOurs {
-			fw.NoForward4 = append(fw.NoForward4, n.Name)
-		}
-		if c.in.Host.Forwarding6Ours {
-			fw.NoForward6 = append(fw.NoForward6, n.Name)
+	return fw
+}
+
+// internal lists the bridges of all internal networks, those of Docker's that do
+// not concern us otherwise, too: from none of them anything comes to ours.
+func (c *compute) internal() []string {
+	var out []string
+	for _, n := range c.in.Networks {
+		if n.Internal && n.Bridge != "" {
+			out = append(out, n.Bridge)
 		}
 	}
-	return fw
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // insideLinks lists the names of all container bridges, and the loopback where

@@ -57,9 +57,12 @@ func TestForwarding6(t *testing.T) {
 			if diff := cmp.Diff(tc.want, strings.Join(got, " ")); diff != "" {
 				t.Errorf("sysctls (-want +got):\n%s", diff)
 			}
-			ours := in.Host.Forwarding6Ours
-			if kept := len(d.Firewall.NoForward6) > 0; kept != (ours && len(in.Networks) > 0) || len(d.Firewall.NoForward4) > 0 {
-				t.Errorf("kept apart: IPv4 %v, IPv6 %v", d.Firewall.NoForward4, d.Firewall.NoForward6)
+			var apart []model.Family
+			if in.Host.Forwarding6Ours {
+				apart = []model.Family{model.IPv6}
+			}
+			if diff := cmp.Diff(apart, d.Firewall.NoForward); diff != "" {
+				t.Errorf("families that are not forwarded (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -40,6 +40,48 @@ func (c *compute) ports() []Port {
 	return ports
 }
 
+// spare lists the ports of endpoints that are not decided yet, which is all that
+// have said nothing while Docker's API is away: nobody else should take them
+// meanwhile. They are where they will be as far as that is known, and give way to
+// everything that is published.
+func (c *compute) spare(ports []Port) []Port {
+	type place struct {
+		proto model.Proto
+		port  uint16
+	}
+	taken := make(map[place][]netip.Addr)
+	take := func(f Forward) { taken[place{f.Proto, f.Port}] = append(taken[place{f.Proto, f.Port}], f.Addr) }
+	for _, p := range ports {
+		take(p.Forward)
+	}
+	var out []Port
+	for i, e := range c.in.Endpoints {
+		n, p := c.networks[e.NetworkID], c.pins[i]
+		if n.Stock || n.Local || e.Phase != model.Joined || p.State != StatePending || p.Leaving {
+			continue
+		}
+		p.State = StateUnpinned
+		if nic, addr, err := c.in.Host.Resolve(p.Selector, c.in.Settings.EIPs); err == nil && !p.Selector.IsZero() {
+			p.State = StatePinned
+			p.Addr4, p.Addr6 = leavesWith(e, nic, addr, netip.Addr{})
+		}
+		for _, f := range c.forwards(e, p) {
+			clash := func(a netip.Addr) bool { return overlap(a, f.Addr) }
+			if !slices.ContainsFunc(taken[place{f.Proto, f.Port}], clash) {
+				out = append(out, Port{Endpoint: e.ID, Forward: f})
+				take(f)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Port) int { return compareForwards(a.Forward, b.Forward) })
+	return out
+}
+
+// overlap reports whether the same port cannot be had on both addresses.
+func overlap(a, b netip.Addr) bool {
+	return model.FamilyOf(a) == model.FamilyOf(b) && (a == b || a.IsUnspecified() || b.IsUnspecified())
+}
+
 // joined reports whether a program runs that has the ports of a host entry.
 func (c *compute) joined(n model.Network) bool {
 	return slices.ContainsFunc(c.in.Endpoints, func(e model.Endpoint) bool {

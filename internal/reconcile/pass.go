@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -192,9 +193,11 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 	return nil
 }
 
-// reserve binds the published ports; what could not be had is not forwarded.
+// reserve binds the published ports; what could not be had is not forwarded. Of
+// ports whose endpoint is not decided yet nobody has to know: that is told when it is.
 func (l *Loop) reserve(res *Result) {
-	failed := l.o.Ports.Set(res.Desired.Ports)
+	failed := l.o.Ports.Set(slices.Concat(res.Desired.Ports, res.Desired.Spare))
+	maps.DeleteFunc(failed, func(p plan.Port, _ error) bool { return slices.Contains(res.Desired.Spare, p) })
 	if len(failed) == 0 {
 		return
 	}

@@ -138,15 +138,15 @@ func keep(fw, have plan.Firewall) plan.Firewall {
 		{&fw.Watched, &have.Watched},
 		{&fw.Ours, &have.Ours},
 		{&fw.Inside, &have.Inside},
+		{&fw.Internal, &have.Internal},
 		{&fw.Apart, &have.Apart},
-		{&fw.NoForward4, &have.NoForward4},
-		{&fw.NoForward6, &have.NoForward6},
 	} {
 		*l.to = join(*l.to, *l.from, func(s string) any { return s })
 	}
 	for _, l := range []struct{ to, from *[]netip.Prefix }{{&fw.Own, &have.Own}, {&fw.OurSubnets, &have.OurSubnets}, {&fw.Masqueraded, &have.Masqueraded}, {&fw.Except, &have.Except}} {
 		*l.to = join(*l.to, *l.from, func(p netip.Prefix) any { return p })
 	}
+	fw.NoForward = join(fw.NoForward, have.NoForward, func(f model.Family) any { return f })
 	fw.Sources = join(fw.Sources, have.Sources, func(s plan.Source) any { return s.Addr })
 	fw.ExceptBy = join(fw.ExceptBy, have.ExceptBy, func(e plan.Exception) any { return e })
 	fw.Forwards = join(fw.Forwards, have.Forwards, func(f plan.Forward) any { return reservation{f.Proto, f.Addr, f.Port} })

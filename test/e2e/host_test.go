@@ -178,7 +178,11 @@ func foreign(t *testing.T, r *rig) string {
 			}
 		}
 	}
-	out = append(out, strings.Split(r.on("iptables", "-S", "FORWARD"), "\n")...)
+	for line := range strings.SplitSeq(r.on("iptables", "-S", "FORWARD"), "\n") {
+		if !strings.Contains(line, "EIPNET-FORWARD") {
+			out = append(out, line)
+		}
+	}
 	value, err := r.Host.Run(context.Background(), "sysctl", "-n", "net.ipv4.ip_forward")
 	if err != nil {
 		t.Fatal(err)

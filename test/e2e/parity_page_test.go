@@ -3,12 +3,15 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/eipnet/eipnet/driver"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/test/lab"
 )
@@ -25,6 +28,7 @@ const (
 	toAll       = "`-p 8090:8081`, at eth0's address"
 	toAllEth1   = "`-p 8090:8081`, at eth1's address"
 	toAllBridge = "`-p 8090:8081`, at its bridge's address"
+	toAllOwn    = "`-p 8090:8081`, at the bridge's address of who asks"
 	toAllUDP    = "`-p 8090:8080/udp`, at eth0's address"
 	toOne       = "`-p ETH1:8091:8081`, at eth1's address"
 	toOneElse   = "`-p ETH1:8091:8081`, at eth0's address"
@@ -105,6 +109,8 @@ func (s *side) questions() []question {
 	nic("tcp", toAll, "eth0", s.port, everywhere...)
 	nic("tcp", toAllEth1, "eth1", s.port, everywhere...)
 	add("tcp", toAllBridge, s.addr(v4, "1", 1), s.addr(v6, "1", 1), s.port, append([]string{fromHost}, inside...)...)
+	add("tcp", toAllOwn, s.addr(v4, "3", 1), s.addr(v6, "3", 1), s.port, fromInner)
+	add("tcp", toAllOwn, s.foreign.addr(v4, "3", 1), s.foreign.addr(v6, "3", 1), s.port, fromInOther)
 	nic("udp", toAllUDP, "eth0", s.port, everywhere...)
 	nic("tcp", toOne, "eth1", s.port+1, everywhere...)
 	nic("tcp", toOneElse, "eth0", s.port+1, fromSite, fromHost, fromSame)
@@ -113,7 +119,7 @@ func (s *side) questions() []question {
 	nic("tcp", toPinned0, "eth0", s.port+3, fromSite, fromHost, fromSame, fromOther)
 	add("tcp", toDirect, s.addr(v4, "1", 10), s.addr(v6, "1", 10), 8081, everywhere...)
 	add("udp", toClosed, s.addr(v4, "1", 11), s.addr(v6, "1", 11), 8080, fromSite, fromHost, fromSame, fromOther, fromForeign)
-	add("tcp", toInner, s.addr(v4, "3", 10), s.addr(v6, "3", 10), 8081, fromSite, fromHost, fromSame, fromOther, fromForeign)
+	add("tcp", toInner, s.addr(v4, "3", 10), s.addr(v6, "3", 10), 8081, fromSite, fromHost, fromInPeer, fromSame, fromOther, fromForeign)
 	nic("tcp", toUnmapped, "eth0", 8081, fromSite, fromHost, fromSame)
 	add("tcp", toSiteTCP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
 	add("udp", toSiteUDP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
@@ -159,12 +165,32 @@ func parityPage(rows []row, bridge, eipnet map[row]seen) string {
 	for i, n := range notes {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, n)
 	}
+	b.WriteString(parityElsewhere)
+	refused := driver.Refused()
+	for _, key := range slices.Sorted(maps.Keys(refused)) {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", key, refused[key])
+	}
 	b.WriteString(parityOutro)
 	return b.String()
 }
 
+// parityElsewhere are differences that no row shows, and the head of the table of
+// what is refused.
+const parityElsewhere = `
+## Not in the table
+
+- ` + "`-p [::1]:8090:8081`" + ` is refused, and a port that is published on all addresses is not at ::1: the kernel routes nothing from there to a bridge. Docker has a program of its own (docker-proxy) that
+  connects once more, and whose containers see the bridge's address. At 127.0.0.1 both drivers have it, for the host alone.
+- A container without an IPv6 address is not reached at the host's IPv6 addresses. Docker's program takes what comes there over IPv6 to its IPv4 address.
+
+And of ` + "`docker network create`" + ` an eipnet network refuses, with these reasons, what Docker's bridge has:
+
+| Option | Why |
+|---|---|
+`
+
 const parityOutro = `
-Not in the table: ` + "`docker ps`" + ` shows no ports for networks of a plugin, on any engine; ` + "`eipnet status`" + ` does. What else is missing is in the
+` + "`docker ps`" + ` shows no ports for networks of a plugin, on any engine; ` + "`eipnet status`" + ` does. What else is missing is in the
 [README](../README.md#limits-as-of-now).
 
 The test also sees to it that Docker's own network is the same with eipnet on the host as without, that all of this holds where the policy of iptables' FORWARD is DROP, and that

@@ -98,7 +98,7 @@ func TestBridgeParity(t *testing.T) {
 }
 
 // side is one driver's half: networks one (web, pin, peer), two (other) and
-// in (inner, --internal), each with both families.
+// in (inner, inpeer, --internal), each with both families.
 type side struct {
 	*rig
 	driver     string
@@ -123,7 +123,7 @@ func (s *side) addr(f model.Family, net string, host int) netip.Addr {
 var parityContainers = []struct {
 	name, net string
 	host      int
-}{{"web", "1", 10}, {"peer", "1", 11}, {"pin", "1", 12}, {"other", "2", 10}, {"inner", "3", 10}}
+}{{"web", "1", 10}, {"peer", "1", 11}, {"pin", "1", 12}, {"other", "2", 10}, {"inner", "3", 10}, {"inpeer", "3", 11}}
 
 func (s *side) start(t *testing.T) {
 	t.Helper()
@@ -202,19 +202,22 @@ const (
 	fromForeign = "a container of another network, of the other driver"
 	fromPinned  = "a container pinned to eth1"
 	fromInner   = "a container of an `--internal` network"
+	fromInPeer  = "a container of the same `--internal` network"
+	fromInOther = "a container of an `--internal` network, of the other driver"
 )
 
 // dial connects from a place.
 func (s *side) dial(ctx context.Context, from, network, to string) (net.Conn, error) {
 	on, name := s, map[string]string{
 		fromSame: "peer", fromSelf: "web", fromOther: "other", fromForeign: "other", fromPinned: "pin", fromInner: "inner",
+		fromInPeer: "inpeer", fromInOther: "inner",
 	}[from]
 	switch from {
 	case fromSite:
 		return s.SiteDial(ctx, network, to)
 	case fromHost:
 		return s.HostDial(ctx, netip.Addr{}, network, to)
-	case fromForeign:
+	case fromForeign, fromInOther:
 		on = s.foreign
 	}
 	pid := on.pids[name]
