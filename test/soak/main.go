@@ -1,5 +1,6 @@
 // Command soak makes docs/soak.md out of the figures that a soak run's tests
-// have written, one JSON object a line.
+// have written, one JSON object a line. Its arguments are a paragraph of the page:
+// what else is to be known of that run.
 package main
 
 import (
@@ -22,14 +23,14 @@ type figure struct {
 type row struct{ test, what, target string }
 
 func main() {
-	if err := render(os.Stdin, os.Stdout); err != nil {
+	if err := render(os.Stdin, os.Stdout, strings.Join(os.Args[1:], " ")); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)
 	}
 }
 
 // render writes the page: a row for each figure, in the order of the tests, and a column for each engine.
-func render(in io.Reader, out io.Writer) error {
+func render(in io.Reader, out io.Writer, note string) error {
 	var rows []row
 	var engines, dates, kernels []string
 	values := map[row]map[string]string{}
@@ -63,10 +64,10 @@ func render(in io.Reader, out io.Writer) error {
 What the end-to-end tests measured at full size. `+"`make soak`"+` runs them with each engine and writes this page.
 
 Date: %s. Kernel: %s. Everything, cloud and engines included, ran on one machine.
-
+%s
 | Test | Figure | Target | %s |
 |---|---|---|%s
-`, strings.Join(set(dates), ", "), strings.Join(set(kernels), ", "), "Docker "+strings.Join(engines, " | Docker "), strings.Repeat("---|", len(engines)))
+`, strings.Join(set(dates), ", "), strings.Join(set(kernels), ", "), paragraph(note), "Docker "+strings.Join(engines, " | Docker "), strings.Repeat("---|", len(engines)))
 	for _, r := range rows {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |", r.test, cell(r.what), cell(r.target))
 		for _, e := range engines {
@@ -76,6 +77,14 @@ Date: %s. Kernel: %s. Everything, cloud and engines included, ran on one machine
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// paragraph is the text with a blank line before it, if there is any.
+func paragraph(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "\n" + text + "\n"
 }
 
 // cell keeps a table a table.

@@ -16,13 +16,15 @@ func TestRender(t *testing.T) {
 	want := `
 Date: 2026-01-01, 2026-01-02. Kernel: 6.18. Everything, cloud and engines included, ran on one machine.
 
+On a busy machine.
+
 | Test | Figure | Target | Docker 20.10 | Docker 28.5 |
 |---|---|---|---|---|
 ` + "| `TestA` | first SYN answered | ≥ 99 % | – | 99.5 % |\n" +
 		"| `TestZ` | foreign packets | 0 | 0 \\| 1 | 0 |\n" +
 		"| `TestZ` | took | – | 3s | – |\n"
 	var out strings.Builder
-	if err := render(strings.NewReader(in), &out); err != nil {
+	if err := render(strings.NewReader(in), &out, "On a busy machine."); err != nil {
 		t.Fatal(err)
 	}
 	_, got, _ := strings.Cut(out.String(), "writes this page.\n")
@@ -30,7 +32,7 @@ Date: 2026-01-01, 2026-01-02. Kernel: 6.18. Everything, cloud and engines includ
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for name, in := range map[string]string{"nothing": "", "no JSON": "foreign packets: 0"} {
-		if err := render(strings.NewReader(in), &out); err == nil {
+		if err := render(strings.NewReader(in), &out, ""); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
