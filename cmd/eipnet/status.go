@@ -63,7 +63,7 @@ Exit codes: 0 all is well, 1 it failed, 2 there are problems, 3 the daemon is no
 	}
 	cmd.Flags().StringVar(&socket, "api-socket", defaultAPISocket, "unix `path` of the daemon's API")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
-	cmd.Flags().BoolVar(&ready, "ready", false, "print nothing; the exit code says whether the daemon runs and sees Docker, whatever problems there are")
+	cmd.Flags().BoolVar(&ready, "ready", false, "print nothing but errors; the exit code says whether the daemon runs and sees Docker, whatever problems there are")
 	return cmd
 }
 

@@ -39,8 +39,8 @@ func (h *Host) FlushConntrackPorts(ctx context.Context, dst []netip.AddrPort) (i
 }
 
 // FlushTranslated forgets the connections for which stale is true, and returns
-// how many there were. It is asked about those whose source was translated:
-// from and to are the original addresses, as is what the other side sees.
+// how many there were. from and to are the original addresses, as is the source
+// that the other side sees; it is from where that was not translated.
 func (h *Host) FlushTranslated(ctx context.Context, stale func(from, to, as netip.Addr) bool) (int, error) {
 	return h.flush(ctx, map[model.Family]bool{model.IPv4: true, model.IPv6: true}, translated(stale))
 }
@@ -81,13 +81,13 @@ func (s sourceFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return s[addr(flow.Forward.SrcIP)] || s[addr(flow.Reverse.SrcIP)]
 }
 
-// translated matches by the original addresses and the translated source.
+// translated matches by the original addresses and the source as the other side sees it.
 type translated func(from, to, as netip.Addr) bool
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
 func (t translated) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	from, as := addr(flow.Forward.SrcIP), addr(flow.Reverse.DstIP)
-	return from != as && t(from, addr(flow.Forward.DstIP), as)
+	return t(from, addr(flow.Forward.DstIP), as)
 }
 
 // udpFilter matches UDP by original destination.

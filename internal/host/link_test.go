@@ -284,7 +284,10 @@ func TestFlushTranslated(t *testing.T) {
 			t.Errorf("FlushTranslated: %d, %v; want 1", n, err)
 		}
 		slices.Sort(asked)
-		want := []string{"172.19.0.100 203.0.113.5 172.31.0.14", "172.19.0.100 203.0.113.5 172.31.0.8", "fd19::100 2001:db8::5 2001:db8::14"}
+		want := []string{
+			"172.19.0.100 172.19.0.101 172.19.0.100", "172.19.0.100 203.0.113.5 172.31.0.14", "172.19.0.100 203.0.113.5 172.31.0.8",
+			"203.0.113.6 172.31.0.14 203.0.113.6", "fd19::100 2001:db8::5 2001:db8::14",
+		}
 		if diff := cmp.Diff(want, asked); diff != "" {
 			t.Errorf("asked about (-want +got):\n%s", diff)
 		}

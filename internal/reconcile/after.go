@@ -20,8 +20,11 @@ func (l *Loop) after(ctx context.Context, res, before *Result) {
 		seen := res.seen // by the pass: Docker may have answered since
 		fw := res.Desired.Firewall
 		res.partial(l.flushPublished(ctx, fw.Forwards, res.Host.Locals))
-		// A change of the tables may be told when it is mended already.
-		undone := l.undone.Swap(false) && (res.table || before != nil && before.table)
+		// A change of the tables may be told when it is mended already, and one
+		// that came while this pass was at work is mended by the next.
+		told := l.undone.Swap(false)
+		undone := (told || l.undoneBefore) && (res.table || before != nil && before.table)
+		l.undoneBefore = told
 		l.stale = l.stale || l.sources == nil || undone || res.complete && l.inherited != nil
 		if seen && l.stale {
 			err := l.flushStale(ctx, res)

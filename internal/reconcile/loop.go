@@ -32,7 +32,7 @@ type Host interface {
 	Cgroups(strays []model.Stray) map[string]model.Cgroup
 	FlushConntrack(ctx context.Context, addrs []netip.Addr) (int, error)
 	// FlushTranslated forgets the connections for which stale is true: it is
-	// asked about those with another source address than they began with (as).
+	// asked about each with the source address that the other side sees (as).
 	FlushTranslated(ctx context.Context, stale func(from, to, as netip.Addr) bool) (int, error)
 }
 
@@ -152,24 +152,25 @@ type Loop struct {
 	stopped chan struct{} // closed when Run returns
 	last    atomic.Pointer[Result]
 
-	forwards  map[plan.Forward]bool // UDP forwards of the pass before
-	sources   map[netip.Addr]plan.Source
-	except    map[netip.Addr][]netip.Prefix // of each source
-	stay      map[string]plan.Stay
-	pinned    map[string]bool // endpoints whose connections may bear a NIC's address
-	ports     ports
-	held      map[netip.Addr]plan.Source // what endpoints that are held now left with before
-	accepts   accepting
-	undone    atomic.Bool            // somebody changed the firewall's tables
-	inherited map[netip.Addr]bool    // what an earlier process had pinned; nil: its flows are looked at
-	lost      map[string]bool        // endpoints that were pinned when the state was lost, and of which that is not remembered yet
-	forgot    bool                   // something was pinned when the state was lost
-	ids       map[string]model.NICID // of NICs as an earlier process has left them in the kernel; nil: they are remembered
-	onHost    bool                   // something was decided about a container on the host's network since the start
-	stale     bool                   // flows may have begun by another way: flushStale has to look
-	rival     rivalry
-	problems  map[model.Problem]bool // that are logged
-	patience  time.Time              // when Docker's silence becomes news
+	forwards     map[plan.Forward]bool // UDP forwards of the pass before
+	sources      map[netip.Addr]plan.Source
+	except       map[netip.Addr][]netip.Prefix // of each source
+	stay         map[string]plan.Stay
+	pinned       map[string]bool // endpoints whose connections may bear a NIC's address
+	ports        ports
+	held         map[netip.Addr]plan.Source // what endpoints that are held now left with before
+	accepts      accepting
+	undone       atomic.Bool            // somebody changed the firewall's tables
+	undoneBefore bool                   // somebody had, when the pass before looked
+	inherited    map[netip.Addr]bool    // what an earlier process had pinned; nil: its flows are looked at
+	lost         map[string]bool        // endpoints that were pinned when the state was lost, and of which that is not remembered yet
+	forgot       bool                   // something was pinned when the state was lost
+	ids          map[string]model.NICID // of NICs as an earlier process has left them in the kernel; nil: they are remembered
+	onHost       bool                   // something was decided about a container on the host's network since the start
+	stale        bool                   // flows may have begun by another way: flushStale has to look
+	rival        rivalry
+	problems     map[model.Problem]bool // that are logged
+	patience     time.Time              // when Docker's silence becomes news
 
 	rebinding sync.Mutex // one Rebind at a time
 }

@@ -21,6 +21,10 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 	pins, host := res.ways()
 	gone := res.gone(l.inherited)
 	stale := func(from, to, as netip.Addr) bool {
+		if as == from { // begun while nothing was translated
+			_, pinned := pins[from]
+			return (pinned || host[from] && res.masqueraded(from)) && !res.inside(to) && !slices.Contains(res.Host.Locals, to)
+		}
 		if res.inside(as) {
 			return false
 		}
@@ -102,6 +106,11 @@ func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
 		}
 		return inherited[a] || slices.ContainsFunc(locked, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
 	}
+}
+
+// masqueraded reports whether nothing leaves the host with this address.
+func (r *Result) masqueraded(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Desired.Firewall.Masqueraded, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // ofNIC reports whether it is an address of a NIC.

@@ -27,18 +27,23 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 		})
 		at := netip.MustParseAddr
 		stays := [][3]netip.Addr{
-			{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.8")}, // as now
-			{at("172.19.0.100"), at("10.1.2.3"), at("192.168.7.1")},   // an excepted destination
-			{at("172.19.0.100"), at("172.31.0.8"), at("172.19.0.1")},  // to a sibling's published port
-			{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.8")}, // of one that is gone, as the host routes
-			{at("192.168.7.2"), at("203.0.113.5"), at("172.31.0.14")}, // nobody's
+			{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.8")},  // as now
+			{at("172.19.0.100"), at("10.1.2.3"), at("192.168.7.1")},    // an excepted destination
+			{at("172.19.0.100"), at("172.31.0.8"), at("172.19.0.1")},   // to a sibling's published port
+			{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.8")},  // of one that is gone, as the host routes
+			{at("192.168.7.2"), at("203.0.113.5"), at("172.31.0.14")},  // nobody's
+			{at("172.19.0.100"), at("172.19.0.7"), at("172.19.0.100")}, // to a neighbour
+			{at("172.19.0.100"), at("172.31.0.8"), at("172.19.0.100")}, // to the host
+			{at("203.0.113.6"), at("172.31.0.8"), at("203.0.113.6")},   // from outside
 		}
+		w.host.Locals = []netip.Addr{at("172.31.0.8"), at("172.31.0.14")}
 		w.host.NICs = append(w.host.NICs, model.NIC{Name: "eth1", Up: true, Carrier: true, Addrs: []netip.Prefix{netip.MustParsePrefix("172.31.0.14/20")}})
 		w.flows = append(slices.Clone(stays),
 			[3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")},
-			[3]netip.Addr{at("172.19.0.100"), at("10.1.2.3"), at("172.31.0.14")},    // an excepted destination, when it was none
-			[3]netip.Addr{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.14")}, // of one that is gone and was pinned
-			[3]netip.Addr{at("192.168.7.3"), at("203.0.113.5"), at("172.31.0.14")},  // of one that an earlier process had pinned
+			[3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.19.0.100")}, // while there was no table
+			[3]netip.Addr{at("172.19.0.100"), at("10.1.2.3"), at("172.31.0.14")},     // an excepted destination, when it was none
+			[3]netip.Addr{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.14")},  // of one that is gone and was pinned
+			[3]netip.Addr{at("192.168.7.3"), at("203.0.113.5"), at("172.31.0.14")},   // of one that an earlier process had pinned
 		)
 		w.firewall.Sources = []plan.Source{{Addr: at("192.168.7.3"), Verdict: plan.Pinned}}
 		start(t, w)
