@@ -91,6 +91,7 @@ func (w *Watcher) PortUp(bridge string) {
 	}
 	for id, n := range w.view.Networks {
 		if n.Bridge == bridge && (len(n.Labels) > 0 || w.cache.labelled()) {
+			w.log.Debug("a port came up", slog.String("bridge", bridge))
 			w.soon(id)
 		}
 	}

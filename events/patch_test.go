@@ -90,3 +90,25 @@ func TestOurs(t *testing.T) {
 		t.Errorf("kept %v, want %v", unlisted.Ours, want)
 	}
 }
+
+// TestNamesOfAnEarlierSession: what was created while Docker was followed before
+// is not told by its name any more.
+func TestNamesOfAnEarlierSession(t *testing.T) {
+	d := newDocker(t)
+	w := run(t, d.host())
+	w.untilUp()
+	d.addContainer(con1, "web", pinned)
+	w.cacheHas(con1)
+	d.stop()
+	w.until("docker to be away", func() bool { return !w.Up() })
+	if _, ok := w.cache.name("web"); !ok {
+		t.Fatal("not remembered")
+	}
+	d.change(func() { delete(d.containers, con1) })
+	held := d.gate(allContainers)
+	d.start()
+	<-held.reached // the new session's first list
+	if l, ok := w.cache.name("web"); ok {
+		t.Errorf("web is still %v", l)
+	}
+}

@@ -75,19 +75,7 @@ func TestCgroupTable(t *testing.T) {
 			blocks = append(blocks, strings.TrimSuffix(strings.TrimRight(block, "\n"), "\n}"))
 		}
 	}
-	got := strings.Join(blocks, "\n\n") + "\n"
-	if *update {
-		if err := os.WriteFile(cgroupGolden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(cgroupGolden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", cgroupGolden, diff)
-	}
+	golden(t, cgroupGolden, strings.Join(blocks, "\n\n")+"\n")
 	fw := sample() // what the kernel has is no reason to keep it
 	apply(t, m, fw, false, false)
 	apply(t, m, fw, true, true)
@@ -113,7 +101,7 @@ func TestCgroupLevelGone(t *testing.T) {
 // TestCgroupRules: the checksum of each rule is that of the golden file, on
 // kernels that cannot show it, too.
 func TestCgroupRules(t *testing.T) {
-	golden, err := os.ReadFile(cgroupGolden)
+	text, err := os.ReadFile(cgroupGolden)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,12 +123,12 @@ func TestCgroupRules(t *testing.T) {
 		}
 		for _, c := range comments {
 			added++
-			if !strings.Contains(string(golden), fmt.Sprintf("comment %q", c)) {
+			if !strings.Contains(string(text), fmt.Sprintf("comment %q", c)) {
 				t.Errorf("%s has no rule %s", cgroupGolden, c)
 			}
 		}
 	}
-	if n := strings.Count(string(golden), "comment"); n != added {
+	if n := strings.Count(string(text), "comment"); n != added {
 		t.Errorf("%s has %d rules, want %d", cgroupGolden, n, added)
 	}
 	for name := range off.sets {

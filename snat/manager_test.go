@@ -152,16 +152,25 @@ func TestTable(t *testing.T) {
 	m := newManager(t, ns)
 	apply(t, m, sample(), true, true)
 	holds(t, ns, sample())
-	var lines []string
-	for line := range strings.Lines(ns.run(t, "nft list table inet eipnet")) {
+	golden(t, "testdata/table.golden", strings.Join(listing(t, ns, "inet"), ""))
+}
+
+// listing is what nft prints of our table of the family, by line.
+func listing(t *testing.T, ns *namespace, family string) (lines []string) {
+	t.Helper()
+	for line := range strings.Lines(ns.run(t, "nft list table "+family+" eipnet")) {
 		// nft names the owner by program, and prints the flags its own way in every version.
 		line, _, _ = strings.Cut(line, " # progname")
 		if !strings.HasPrefix(line, "\tflags") {
 			lines = append(lines, strings.TrimRight(line, "\n")+"\n")
 		}
 	}
-	got := strings.Join(lines, "")
-	const file = "testdata/table.golden"
+	return lines
+}
+
+// golden compares with a file, or with -update writes it.
+func golden(t *testing.T, file, got string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

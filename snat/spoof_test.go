@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -73,27 +72,8 @@ func TestBridgeTable(t *testing.T) {
 	m := newManager(t, ns)
 	applyBridge(t, m, samplePorts(), true, true)
 	holdsPorts(t, ns, samplePorts())
-	var lines []string
-	for line := range strings.Lines(ns.run(t, "nft list table bridge eipnet")) {
-		line, _, _ = strings.Cut(line, " # progname")
-		if !strings.HasPrefix(line, "\tflags") {
-			lines = append(lines, strings.TrimRight(line, "\n")+"\n")
-		}
-	}
-	got := strings.Join(lines, "")
-	const file = "testdata/spoof.golden"
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", file, diff)
-	}
+	lines := listing(t, ns, "bridge")
+	golden(t, "testdata/spoof.golden", strings.Join(lines, ""))
 	other := newNamespace(t)
 	loadable := slices.DeleteFunc(lines, func(line string) bool {
 		return strings.Contains(line, "@th,64,128") // before 1.0.9 nft has no name for the target, nor its type

@@ -161,7 +161,7 @@ func verbFor(item, remove string) string {
 // leftovers are the hands that cleanup looks and removes with.
 type leftovers struct {
 	o       cleanupOptions
-	bridges []string
+	bridges []string // of networks
 	links   *host.Host
 	router  *route.Manager
 	tables  *snat.Tables
@@ -169,7 +169,10 @@ type leftovers struct {
 }
 
 func openLeftovers(ctx context.Context, o cleanupOptions, m *memory) (*leftovers, error) {
-	l := &leftovers{o: o, bridges: m.bridges}
+	l := &leftovers{o: o}
+	for _, n := range m.networks {
+		l.bridges = append(l.bridges, n.Bridge)
+	}
 	var err error
 	if l.tables, err = snat.NewTables(0); err != nil {
 		return nil, err

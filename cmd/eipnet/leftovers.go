@@ -29,7 +29,6 @@ const dockerPatience = 5 * time.Second
 type memory struct {
 	originals host.Originals
 	networks  []model.Network // of eipnet's own
-	bridges   []string        // of those
 	// lost: there is none, or nothing in it: where anything of ours is found, it
 	// is not known what the host was like.
 	lost  bool
@@ -58,7 +57,7 @@ func recall(o cleanupOptions) (*memory, error) {
 	m.originals, m.lost = store, store.Fresh()
 	for _, n := range store.Networks() {
 		if !n.Stock {
-			m.networks, m.bridges = append(m.networks, n), append(m.bridges, n.Bridge)
+			m.networks = append(m.networks, n)
 		}
 	}
 	m.close = func() {

@@ -160,14 +160,14 @@ type Loop struct {
 	ports        ports
 	held         map[netip.Addr]plan.Source // what endpoints that are held now left with before
 	accepts      accepting
-	undone       atomic.Bool            // somebody changed the firewall's tables
-	undoneBefore bool                   // somebody had, when the pass before looked
-	inherited    map[netip.Addr]bool    // what an earlier process had pinned; nil: its flows are looked at
-	lost         map[string]bool        // endpoints that were pinned when the state was lost, and of which that is not remembered yet
-	forgot       bool                   // something was pinned when the state was lost
-	ids          map[string]model.NICID // of NICs as an earlier process has left them in the kernel; nil: they are remembered
-	onHost       bool                   // something was decided about a container on the host's network since the start
-	stale        bool                   // flows may have begun by another way: flushStale has to look
+	undone       atomic.Bool         // somebody changed the firewall's tables
+	undoneBefore bool                // somebody had, when the pass before looked
+	inherited    map[netip.Addr]bool // what an earlier process had pinned; nil: its flows are looked at
+	lost         map[string]bool     // endpoints that were pinned when the state was lost, and of which that is not remembered yet
+	forgot       bool                // something was pinned when the state was lost
+	ids          *steadyIDs          // what Options.Store is behind
+	onHost       bool                // something was decided about a container on the host's network since the start
+	stale        bool                // flows may have begun by another way: flushStale has to look
 	rival        rivalry
 	problems     map[model.Problem]bool // that are logged
 	patience     time.Time              // when Docker's silence becomes news
@@ -183,9 +183,11 @@ func New(o Options) (*Loop, error) {
 	if err := o.Settings.Mask.Validate(); err != nil {
 		return nil, err
 	}
-	o.Store = &steadyIDs{Store: o.Store}
+	ids := &steadyIDs{Store: o.Store}
+	o.Store = ids
 	return &Loop{
 		o:        o,
+		ids:      ids,
 		poke:     make(chan struct{}, 1),
 		syncs:    make(chan waiter, 64),
 		first:    make(chan struct{}),
@@ -332,32 +334,11 @@ func (l *Loop) inherit() {
 		l.inherited[a] = true
 	}
 	l.forgot = l.o.StateLost && len(pinned) > 0
-	if l.ids, err = l.o.Router.NICIDs(); err != nil {
+	ids, err := l.o.Router.NICIDs()
+	if err != nil {
 		l.o.Log.Warn("which table was which NIC's is not known", slog.Any("err", err))
 	}
-}
-
-// nicIDs are the NICs' ids as they are remembered. Where one is not, as the state
-// was lost, it is the one that the kernel has: with another, its old routes would
-// lead what is pinned to a NIC astray, and marks of connections would mean another.
-func (l *Loop) nicIDs() map[string]model.NICID {
-	ids := l.o.Store.NICIDs()
-	if len(l.ids) == 0 {
-		return ids
-	}
-	if ids == nil {
-		ids = make(map[string]model.NICID)
-	}
-	taken := make(map[model.NICID]bool, len(ids))
-	for _, id := range ids {
-		taken[id] = true
-	}
-	for name, id := range l.ids {
-		if _, known := ids[name]; !known && !taken[id] {
-			ids[name] = id
-		}
-	}
-	return ids
+	l.ids.inherit(ids)
 }
 
 // idle is how long the loop waits for a poke before it passes all the same.

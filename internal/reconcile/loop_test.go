@@ -358,8 +358,13 @@ func options(w *world) reconcile.Options {
 
 func start(t *testing.T, w *world) *reconcile.Loop {
 	t.Helper()
+	return startLoop(t, w, options(w))
+}
+
+func startLoop(t *testing.T, w *world, o reconcile.Options) *reconcile.Loop {
+	t.Helper()
 	w.networks = []model.Network{{ID: "net", Bridge: "eip_bridge", Subnet4: netip.MustParsePrefix("172.19.0.0/16"), Gateway4: netip.MustParseAddr("172.19.0.1")}}
-	l, err := reconcile.New(options(w))
+	l, err := reconcile.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

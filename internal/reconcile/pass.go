@@ -47,8 +47,6 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	res.partial(l.rememberLost(res))
 	if err := l.o.Store.SetNICIDs(d.IDs); err != nil {
 		res.partial(fmt.Errorf("remembering NIC ids: %w", err))
-	} else {
-		l.ids = nil
 	}
 	// One network's bridge that cannot be made is no reason to refuse another's containers.
 	res.partial(step("links and sysctls", func() (bool, error) { return l.o.Host.Apply(ctx, d.Links, d.Sysctls, prune) }))
@@ -164,7 +162,7 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 		res.Endpoints = l.ports.present(res.Networks, endpoints, seen, host.Peers)
 		res.Host = host
 		res.snapshot = plan.Snapshot{
-			Settings: l.o.Settings, Host: host, IDs: l.nicIDs(), Stay: l.stay, Leaving: l.leaving(endpoints, dockerUp), Lost: l.unknown(endpoints, dockerUp),
+			Settings: l.o.Settings, Host: host, IDs: l.o.Store.NICIDs(), Stay: l.stay, Leaving: l.leaving(endpoints, dockerUp), Lost: l.unknown(endpoints, dockerUp),
 			Networks: res.Networks, Endpoints: res.Endpoints, Strays: res.Strays, Beside: res.Beside,
 			Rebinds: l.o.Store.Rebinds(), DockerUp: dockerUp,
 		}

@@ -53,6 +53,34 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 	})
 }
 
+// What a container that goes over to the host's way had begun by a NIC that is
+// gone, with its address, is forgotten, though nobody has that address any more.
+func TestFlowsOfANICThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		w.endpoint("a", true)
+		w.do(func() {
+			e := w.endpoints["a"]
+			e.Container.Labels = map[string]string{"eip.nic": "eth9", "eip.fallback": "host"}
+			w.endpoints["a"] = e
+		})
+		at := netip.MustParseAddr
+		w.flows = [][3]netip.Addr{{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.99")}}
+		w.firewall.Sources = []plan.Source{{Addr: at("172.19.0.100"), Verdict: plan.Pinned}} // by an earlier process
+		start(t, w)
+		wait(reconcile.MinInterval)
+		synctest.Wait()
+		if w.do(func() {
+			if len(w.flows) > 0 {
+				t.Errorf("flows left: %v", w.flows)
+			}
+		}); w.source("172.19.0.100").Verdict != plan.ViaHost {
+			t.Errorf("source %+v", w.source("172.19.0.100"))
+		}
+	})
+}
+
 // What could not be forgotten is tried again.
 func TestFlowsFromBeforeTheStartAreTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -23,13 +21,9 @@ func (m *Manager) List(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing rules: %w", err)
 	}
-	links, err := dump(m.handle.LinkList)
+	routes, err := m.allRoutes()
 	if err != nil {
-		return nil, fmt.Errorf("listing links: %w", err)
-	}
-	routes, err := m.listRoutes(linkNames(links))
-	if err != nil {
-		return nil, fmt.Errorf("listing routes: %w", err)
+		return nil, err
 	}
 	var out []string
 	for _, k := range rules {
@@ -41,12 +35,21 @@ func (m *Manager) List(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-func linkNames(links []netlink.Link) map[int]string {
+// allRoutes lists all routes that are ours.
+func (m *Manager) allRoutes() ([]kernelRoute, error) {
+	links, err := dump(m.handle.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing links: %w", err)
+	}
 	names := make(map[int]string, len(links))
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	return names
+	routes, err := m.listRoutes(names)
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	return routes, nil
 }
 
 // NICIDs tells which NIC each of our tables leads to, as the kernel has it: what
@@ -55,13 +58,9 @@ func linkNames(links []netlink.Link) map[int]string {
 func (m *Manager) NICIDs() (map[string]model.NICID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	links, err := dump(m.handle.LinkList)
+	routes, err := m.allRoutes()
 	if err != nil {
-		return nil, fmt.Errorf("listing links: %w", err)
-	}
-	routes, err := m.listRoutes(linkNames(links))
-	if err != nil {
-		return nil, fmt.Errorf("listing routes: %w", err)
+		return nil, err
 	}
 	list := make([]plan.Route, 0, len(routes))
 	for _, k := range routes {

@@ -8,7 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"regexp"
+	"strconv"
 	"testing"
 
 	"github.com/eipnet/eipnet/test/lab"
@@ -57,6 +58,8 @@ func mortal(t *testing.T) string {
 	return bin
 }
 
+var crashPoint = regexp.MustCompile(`crashpoint (\d+): `)
+
 // life is a whole one, from the daemon's start to cleanup, in which it dies
 // behind a write (0: it does not) and is started again. It returns the number of writes.
 func (r *rig) life(t *testing.T, dies int) (writes int) {
@@ -88,13 +91,7 @@ func (r *rig) life(t *testing.T, dies int) (writes int) {
 		}
 	}
 	leaves := func(name, nic string) act {
-		return act{name + " leaves by " + nic, func() error {
-			got, err := r.exec(name, "get", siteIP)
-			if err == nil && got != r.EIP(nic).String() {
-				err = errors.New("it left as " + got)
-			}
-			return err
-		}}
+		return act{name + " leaves by " + nic, func() error { return r.left(name, siteIP, r.EIP(nic).String()) }}
 	}
 	gone := func(list ...string) func() error {
 		return func() error {
@@ -138,7 +135,14 @@ func (r *rig) life(t *testing.T, dies int) (writes int) {
 	r.clean()
 	r.stop()
 	r.on("eipnet", "cleanup")
-	return strings.Count(first.Log(), "crashpoint ")
+	// The log has the lives before, too.
+	if points := crashPoint.FindAllStringSubmatch(first.Log(), -1); len(points) > 0 {
+		writes, _ = strconv.Atoi(points[len(points)-1][1])
+	}
+	if dies > 0 && dies <= writes && first.Err() == nil { // it ended when it was told to
+		t.Errorf("it did not die behind write %d, and wrote %d times", dies, writes)
+	}
+	return writes
 }
 
 // dropNetwork removes a network if it is there.

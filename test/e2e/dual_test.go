@@ -103,13 +103,7 @@ func (r *rig) url6(nic string, port int, path string) string {
 // leaves6 waits until the site sees the container come from the IPv6 address.
 func (r *rig) leaves6(name, want string) {
 	r.t.Helper()
-	r.eventually(name+" to leave as "+want, func() error {
-		got, err := r.exec(name, "get", siteIP6)
-		if err == nil && got != want {
-			err = fmt.Errorf("it left as %s", got)
-		}
-		return err
-	})
+	r.eventually(name+" to leave as "+want, func() error { return r.left(name, siteIP6, want) })
 }
 
 func (r *rig) in6(t *testing.T) {

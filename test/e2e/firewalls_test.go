@@ -67,7 +67,7 @@ func TestFirewalls(t *testing.T) {
 			if step.act != nil {
 				step.act()
 			}
-			r.within(2*reconcile.MaxInterval/3, "everything to work again", func() error {
+			r.within(reconcile.MaxInterval/3, "everything to work again", func() error {
 				if err := r.inZone(step.zone); err != nil {
 					return err
 				}

@@ -48,13 +48,16 @@ func (r *rig) start(t *testing.T, name string, args ...string) {
 // leaves runs the client in a container and checks the address that the site saw.
 func (r *rig) leaves(t *testing.T, name, want string) {
 	t.Helper()
-	r.eventually(name+" to leave as "+want, func() error {
-		got, err := r.exec(name, "get", siteIP)
-		if err == nil && got != want {
-			err = fmt.Errorf("it left as %s", got)
-		}
-		return err
-	})
+	r.eventually(name+" to leave as "+want, func() error { return r.left(name, siteIP, want) })
+}
+
+// left asks the site at the URL as whom a container comes.
+func (r *rig) left(name, url, want string) error {
+	got, err := r.exec(name, "get", url)
+	if err == nil && got != want {
+		err = fmt.Errorf("it left as %s", got)
+	}
+	return err
 }
 
 // held checks that a container reaches nothing outside.
