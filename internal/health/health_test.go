@@ -163,6 +163,23 @@ func TestFirstLookWaits(t *testing.T) {
 	})
 }
 
+// However seldom NICs are asked, who looks waits a second at most.
+func TestLookIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, true)
+		l.tracker = health.New(health.Options{
+			Log: slog.New(slog.DiscardHandler), Interval: time.Minute,
+			Open: func(model.NIC, model.NICID) (health.Question, error) { return l, nil },
+		})
+		t.Cleanup(l.tracker.Close)
+		began := time.Now()
+		l.look()
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("waited %v", took)
+		}
+	})
+}
+
 // A NIC that works and gets another address is not failed for one lost
 // question, nor waited for; if it does not answer any more, that is noticed as ever.
 func TestAnotherAddress(t *testing.T) {

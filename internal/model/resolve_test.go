@@ -32,4 +32,10 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: %s %v, %v", nic, got.Name, addr, err)
 		}
 	}
+	// An EIP of an EIP is none that was asked for.
+	private := netip.MustParseAddr("1.2.3.4")
+	eips[netip.MustParseAddr("8.8.4.4")], eips[private] = private, second
+	if got, _, err := host.Resolve(Selector{Kind: ByPublic, Addr: netip.MustParseAddr("8.8.4.4")}, eips); err == nil {
+		t.Errorf("eip.public by two steps is %s", got.Name)
+	}
 }

@@ -22,6 +22,7 @@ type accepting struct {
 	bridges string         // of the last time that it was done
 	looked  time.Time      // when it was last begun
 	pause   time.Duration  // from then on, until it is begun for a reason
+	wanted  bool           // it will be begun for a reason
 	next    time.Time      // when it is begun again without a reason
 	running chan forwarded // nil: it does not run
 	failed  error
@@ -41,11 +42,10 @@ type forwarded struct {
 // failure less and less often.
 func (a *accepting) due(bridges string, now time.Time) bool {
 	if a.reason.Swap(false) {
-		if now.Sub(a.looked) > 5*RetryInterval || a.pause == 0 {
-			a.pause = forwardPause
-		} else if !now.Before(a.looked.Add(a.pause)) {
-			a.pause = min(2*a.pause, RetryInterval)
+		if now.Sub(a.looked) > 5*RetryInterval {
+			a.pause = 0
 		}
+		a.wanted = true
 		if next := a.looked.Add(a.pause); next.Before(a.next) {
 			a.next = next
 		}
@@ -54,6 +54,14 @@ func (a *accepting) due(bridges string, now time.Time) bool {
 		return !now.Before(a.looked.Add(a.retry))
 	}
 	return a.bridges != bridges || !now.Before(a.next)
+}
+
+// begin is called when it is begun.
+func (a *accepting) begin(now time.Time) {
+	a.looked, a.running = now, make(chan forwarded, 1)
+	if a.wanted {
+		a.pause, a.wanted = min(max(2*a.pause, forwardPause), RetryInterval), false
+	}
 }
 
 func (a *accepting) take(f forwarded) {
@@ -80,7 +88,7 @@ func (l *Loop) forward(ctx context.Context, bridges []string) (changed bool, err
 	}
 	key, now := strings.Join(bridges, " "), time.Now()
 	if a.running == nil && a.due(key, now) {
-		a.looked, a.running = now, make(chan forwarded, 1)
+		a.begin(now)
 		go func(done chan<- forwarded) {
 			out, err := l.o.Forwarding.Apply(ctx, bridges)
 			done <- forwarded{key, out, err}
