@@ -62,19 +62,24 @@ func (t *Tables) List() ([]Table, error) {
 func (t *Tables) Pinned() ([]netip.Addr, error) { return pinned(t.conn) }
 
 func pinned(conn *nftables.Conn) ([]netip.Addr, error) {
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	return addresses(conn, nftables.TableFamilyINet, "pinned")
+}
+
+// addresses lists what the sets of that name hold, of both families. A set that is not there holds nothing.
+func addresses(conn *nftables.Conn, family nftables.TableFamily, sets string) ([]netip.Addr, error) {
+	table := &nftables.Table{Name: tableName, Family: family}
 	var out []netip.Addr
 	for _, f := range model.Families {
-		set, err := conn.GetSetByName(table, named("pinned", f))
+		set, err := conn.GetSetByName(table, named(sets, f))
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("finding set %s: %w", named("pinned", f), err)
+			return nil, fmt.Errorf("finding set %s: %w", named(sets, f), err)
 		}
 		list, err := conn.GetSetElements(set)
 		if err != nil {
-			return nil, fmt.Errorf("listing set %s: %w", named("pinned", f), err)
+			return nil, fmt.Errorf("listing set %s: %w", named(sets, f), err)
 		}
 		for _, e := range list {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {

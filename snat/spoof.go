@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -211,6 +212,17 @@ func (m *Manager) pinnedNow() (map[model.Family]elements, error) {
 		out[f][string(a.AsSlice())] = ""
 	}
 	return out, err
+}
+
+// Claimed lists the addresses that belong behind some port as the table stands:
+// those of eipnet networks, and of what was pinned on others.
+func (m *Manager) Claimed() ([]netip.Addr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errors.New("listing what is claimed: the manager is closed")
+	}
+	return addresses(m.conn, nftables.TableFamilyBridge, "claimed")
 }
 
 // spoofContent returns what the table holds, and the generation that this

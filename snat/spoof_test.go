@@ -72,6 +72,11 @@ func TestBridgeTable(t *testing.T) {
 	m := newManager(t, ns)
 	applyBridge(t, m, samplePorts(), true, true)
 	holdsPorts(t, ns, samplePorts())
+	claimed, err := m.Claimed()
+	if slices.SortFunc(claimed, netip.Addr.Compare); err != nil ||
+		!slices.Equal(claimed, []netip.Addr{addr("172.17.0.2"), addr("172.19.0.100"), addr("172.19.0.101"), addr("fd00:19::64")}) { // link-local ones are nobody's alone
+		t.Errorf("claimed %v, %v", claimed, err)
+	}
 	lines := listing(t, ns, "bridge")
 	golden(t, "testdata/spoof.golden", strings.Join(lines, ""))
 	other := newNamespace(t)

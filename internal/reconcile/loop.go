@@ -52,6 +52,8 @@ type Firewall interface {
 	ApplyBridge(ctx context.Context, ports []plan.BridgePort, prune bool) (changed bool, err error)
 	// Pinned tells the addresses that are pinned in the kernel now.
 	Pinned() ([]netip.Addr, error)
+	// Claimed tells the addresses that table bridge keeps for somebody now.
+	Claimed() ([]netip.Addr, error)
 }
 
 // Forwarding lets our bridges' traffic pass Docker's FORWARD policy.
@@ -162,7 +164,7 @@ type Loop struct {
 	accepts      accepting
 	undone       atomic.Bool         // somebody changed the firewall's tables
 	undoneBefore bool                // somebody had, when the pass before looked
-	inherited    map[netip.Addr]bool // what an earlier process had pinned; nil: its flows are looked at
+	inherited    map[netip.Addr]bool // what an earlier process had pinned (true) or looked after; nil: its flows are looked at
 	lost         map[string]bool     // endpoints that were pinned when the state was lost, and of which that is not remembered yet
 	forgot       bool                // something was pinned when the state was lost
 	ids          *steadyIDs          // what Options.Store is behind
@@ -329,7 +331,14 @@ func (l *Loop) inherit() {
 	if err != nil {
 		l.o.Log.Warn("what was pinned before is not known", slog.Any("err", err))
 	}
+	claimed, err := l.o.Firewall.Claimed()
+	if err != nil {
+		l.o.Log.Warn("whose addresses were looked after before is not known", slog.Any("err", err))
+	}
 	l.inherited = make(map[netip.Addr]bool)
+	for _, a := range claimed {
+		l.inherited[a] = false
+	}
 	for _, a := range pinned {
 		l.inherited[a] = true
 	}

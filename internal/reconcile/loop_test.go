@@ -202,6 +202,15 @@ func (p firewallPart) Apply(_ context.Context, fw plan.Firewall, _ bool) (bool, 
 	return set(p.world, &p.firewall, fw), nil
 }
 
+func (p firewallPart) Claimed() (out []netip.Addr, err error) {
+	p.do(func() {
+		for _, port := range p.spoof {
+			out = append(out, port.Addrs...)
+		}
+	})
+	return out, nil
+}
+
 func (p firewallPart) Pinned() (out []netip.Addr, err error) {
 	p.do(func() {
 		for _, s := range p.firewall.Sources {

@@ -167,6 +167,15 @@ func join[T any](mine, have []T, key func(T) any) []T {
 	return out
 }
 
+func (f simFirewall) Claimed() (out []netip.Addr, err error) {
+	f.do(func() {
+		for _, p := range f.kernel.spoof {
+			out = append(out, p.Addrs...)
+		}
+	})
+	return out, nil
+}
+
 func (f simFirewall) Pinned() (out []netip.Addr, err error) {
 	f.do(func() {
 		if f.kernel.table == nil {

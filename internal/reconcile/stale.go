@@ -25,10 +25,10 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 			_, pinned := pins[from]
 			return (pinned || host[from] && res.masqueraded(from)) && !res.inside(to) && !slices.Contains(res.Host.Locals, to)
 		}
+		otherNIC := func() bool { return res.ofNIC(as) && !res.byHost(to, as) }
 		if res.inside(as) {
 			return false
 		}
-		otherNIC := func() bool { return res.ofNIC(as) && !res.byHost(to, as) }
 		pin, pinned := pins[from]
 		switch {
 		case (pinned || host[from]) && res.excepted(from, to):
@@ -38,7 +38,7 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 		case host[from]:
 			return !res.byHost(to, as)
 		}
-		return gone(from) && otherNIC()
+		return gone(from) && !res.byHost(to, as)
 	}
 	if _, err := l.o.Host.FlushTranslated(ctx, stale); err != nil {
 		return fmt.Errorf("flushing flows that leave otherwise now: %w", err)
@@ -81,7 +81,7 @@ func (r *Result) byHost(to, as netip.Addr) bool {
 }
 
 // gone returns what reports whether an address may have been a pinned
-// container's before: an earlier process had it pinned, or it is one of an
+// container's before: an earlier process had it pinned or looked after, or it is one of an
 // eipnet or strict network and no endpoint has it now. As long as not all
 // endpoints are known, only what one of the known ones has is looked at.
 func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
@@ -101,10 +101,11 @@ func (r *Result) gone(inherited map[netip.Addr]bool) func(netip.Addr) bool {
 		}
 	}
 	return func(a netip.Addr) bool {
+		_, before := inherited[a]
 		if has[a] || !r.complete {
-			return has[a] && inherited[a]
+			return has[a] && before
 		}
-		return inherited[a] || slices.ContainsFunc(locked, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
+		return before || slices.ContainsFunc(locked, func(n model.Network) bool { return n.Subnet4.Contains(a) || n.Subnet6.Contains(a) })
 	}
 }
 

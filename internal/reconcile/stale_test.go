@@ -44,8 +44,10 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 			[3]netip.Addr{at("172.19.0.100"), at("10.1.2.3"), at("172.31.0.14")},     // an excepted destination, when it was none
 			[3]netip.Addr{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.14")},  // of one that is gone and was pinned
 			[3]netip.Addr{at("192.168.7.3"), at("203.0.113.5"), at("172.31.0.14")},   // of one that an earlier process had pinned
+			[3]netip.Addr{at("192.168.7.4"), at("203.0.113.5"), at("172.31.0.99")},   // of one that it had pinned, by the claim; no NIC has that address any more
 		)
 		w.firewall.Sources = []plan.Source{{Addr: at("192.168.7.3"), Verdict: plan.Pinned}}
+		w.spoof = []plan.BridgePort{{Name: "veth4", Addrs: []netip.Addr{at("192.168.7.4")}}}
 		start(t, w)
 		if !slices.Equal(w.flows, stays) {
 			t.Errorf("flows left: %v", w.flows)
