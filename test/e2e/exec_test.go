@@ -113,8 +113,11 @@ func TestExec(t *testing.T) {
 			}
 		}
 		r.Site.Reset()
-		if got, code := r.onNIC("--nic", "eth1", "--", "app", "get", "http://"+lab.SiteName+"/ip"); got != eth1 || code != 0 {
-			t.Errorf("by name: %q, exit code %d", got, code)
+		for _, get := range [][]string{{"app", "get"}, {"curl", "-sS"}} { // curl asks by libc
+			args := append([]string{"--nic", "eth1", "--"}, append(get, "http://"+lab.SiteName+"/ip")...)
+			if got, code := r.onNIC(args...); got != eth1 || code != 0 {
+				t.Errorf("%v by name: %q, exit code %d", get, got, code)
+			}
 		}
 		if r.Site.Count(func(s lab.Seen) bool { return s.Proto == "dns" }) == 0 {
 			t.Error("no DNS query was seen: the check below shows nothing")

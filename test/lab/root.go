@@ -30,7 +30,7 @@ var engineRoots = map[string]engineRoot{
 
 // rootPackages are in every root. firewalld's dependencies are on virtual packages, which debootstrap
 // does not resolve: dbus and libpam-systemd (with systemd-sysv) are what provides them.
-var rootPackages = []string{"firewalld", "dbus", "libpam-systemd", "systemd-sysv", "ufw", "iptables", "nftables", "iproute2", "conntrack", "ca-certificates", "iputils-ping", "procps"}
+var rootPackages = []string{"firewalld", "dbus", "libpam-systemd", "systemd-sysv", "ufw", "iptables", "nftables", "iproute2", "conntrack", "ca-certificates", "iputils-ping", "procps", "curl"}
 
 const (
 	cacheEnv = "EIPNET_LAB_CACHE"
