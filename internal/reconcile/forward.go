@@ -12,8 +12,8 @@ import (
 // that waits for a lock that others may have, or hangs. The rest is done beside the loop.
 const forwardPatience = 500 * time.Millisecond
 
-// forwardPause is the least time between two runs. As long as others change the
-// chain again and again it grows up to the retry interval.
+// forwardPause is the least time between two runs for a reason. As long as others
+// change the chain again and again it grows up to the retry interval.
 const forwardPause = 200 * time.Millisecond
 
 // accepting is what the loop knows of the accepts in Docker's chain.
@@ -22,7 +22,6 @@ type accepting struct {
 	bridges string         // of the last time that it was done
 	looked  time.Time      // when it was last begun
 	pause   time.Duration  // from then on, until it is begun for a reason
-	wanted  bool           // it will be begun for a reason
 	next    time.Time      // when it is begun again without a reason
 	running chan forwarded // nil: it does not run
 	failed  error
@@ -45,7 +44,6 @@ func (a *accepting) due(bridges string, now time.Time) bool {
 		if now.Sub(a.looked) > 5*RetryInterval {
 			a.pause = 0
 		}
-		a.wanted = true
 		if next := a.looked.Add(a.pause); next.Before(a.next) {
 			a.next = next
 		}
@@ -56,14 +54,8 @@ func (a *accepting) due(bridges string, now time.Time) bool {
 	return a.bridges != bridges || !now.Before(a.next)
 }
 
-// begin is called when it is begun.
-func (a *accepting) begin(now time.Time) {
-	a.looked, a.running = now, make(chan forwarded, 1)
-	if a.wanted {
-		a.pause, a.wanted = min(max(2*a.pause, forwardPause), RetryInterval), false
-	}
-}
-
+// take remembers what became of it. What finds nothing to do, as it was
+// our own change that was heard of, makes no later one wait.
 func (a *accepting) take(f forwarded) {
 	a.running, a.failed = nil, f.err
 	switch {
@@ -74,6 +66,11 @@ func (a *accepting) take(f forwarded) {
 		a.bridges, a.next = f.bridges, a.looked.Add(MaxInterval)
 	}
 	a.retry = 0
+	if f.out.Changed {
+		a.pause = min(max(2*a.pause, forwardPause), RetryInterval)
+	} else {
+		a.pause = forwardPause
+	}
 }
 
 // forward keeps our accepts in DOCKER-USER. It returns what is known of them by
@@ -88,7 +85,7 @@ func (l *Loop) forward(ctx context.Context, bridges []string) (changed bool, err
 	}
 	key, now := strings.Join(bridges, " "), time.Now()
 	if a.running == nil && a.due(key, now) {
-		a.begin(now)
+		a.looked, a.running = now, make(chan forwarded, 1)
 		go func(done chan<- forwarded) {
 			out, err := l.o.Forwarding.Apply(ctx, bridges)
 			done <- forwarded{key, out, err}
