@@ -215,7 +215,7 @@ func (m *Manager) pinnedNow() (map[model.Family]elements, error) {
 }
 
 // Claimed lists the addresses that belong behind some port as the table stands:
-// those of eipnet networks, and of what was pinned on others.
+// those of eipnet networks, of what was pinned on others, and gateways.
 func (m *Manager) Claimed() ([]netip.Addr, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

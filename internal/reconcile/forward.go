@@ -12,65 +12,57 @@ import (
 // that waits for a lock that others may have, or hangs. The rest is done beside the loop.
 const forwardPatience = 500 * time.Millisecond
 
-// forwardPause is the least time between two runs for a reason. As long as others
-// change the chain again and again it grows up to the retry interval.
+// forwardPause is the least time between two runs, unless our bridges changed. As
+// long as others change the chain again and again it grows up to the retry interval.
 const forwardPause = 200 * time.Millisecond
 
 // accepting is what the loop knows of the accepts in Docker's chain.
 type accepting struct {
 	reason  atomic.Bool    // somebody changed the chain
-	bridges string         // of the last time that it was done
+	bridges string         // of the last time that it was begun
 	looked  time.Time      // when it was last begun
-	pause   time.Duration  // from then on, until it is begun for a reason
-	next    time.Time      // when it is begun again without a reason
+	next    time.Time      // when it is begun again
+	pause   time.Duration  // from looked on, until it is begun for a reason
+	backoff time.Duration  // after a failure
+	changed bool           // the last run found something to do
 	running chan forwarded // nil: it does not run
 	failed  error
-	retry   time.Duration // after a failure
 }
 
 // forwarded is what became of it.
 type forwarded struct {
-	bridges string
-	out     ForwardingOutcome
-	err     error
+	out ForwardingOutcome
+	err error
 }
 
-// due reports whether it has to be looked at: when our bridges changed, in a
-// sweep, when the chain was changed (with a pause between), as long as it was not
-// done (where eipnet starts before Docker, the chain comes later), and after a
-// failure less and less often.
-func (a *accepting) due(bridges string, now time.Time) bool {
-	if a.reason.Swap(false) {
-		if now.Sub(a.looked) > 5*RetryInterval {
-			a.pause = 0
-		}
-		if next := a.looked.Add(a.pause); next.Before(a.next) {
-			a.next = next
-		}
+// hear has a change of the chain looked at, with a pause between. It returns how
+// long that is from now.
+func (a *accepting) hear(now time.Time) time.Duration {
+	if next := a.looked.Add(a.pause); next.Before(a.next) {
+		a.next = next
 	}
-	if a.failed != nil {
-		return !now.Before(a.looked.Add(a.retry))
-	}
-	return a.bridges != bridges || !now.Before(a.next)
+	return a.next.Sub(now)
 }
 
-// take remembers what became of it. What finds nothing to do, as it was
-// our own change that was heard of, makes no later one wait.
+// take remembers what became of it: it is begun again in a sweep; in the next pass
+// where there is no chain yet, as Docker starts later; and after a failure less and
+// less often. What we did ourselves is heard of, too, and makes nothing wait longer.
 func (a *accepting) take(f forwarded) {
 	a.running, a.failed = nil, f.err
 	switch {
 	case f.err != nil:
-		a.retry = min(max(2*a.retry, RetryInterval), MaxInterval)
+		a.backoff = min(max(2*a.backoff, RetryInterval), MaxInterval)
+		a.next, a.pause = a.looked.Add(a.backoff), RetryInterval
 		return
-	case !f.out.Absent:
-		a.bridges, a.next = f.bridges, a.looked.Add(MaxInterval)
+	case f.out.Absent:
+		a.next = a.looked
+	default:
+		a.next = a.looked.Add(MaxInterval)
 	}
-	a.retry = 0
-	if f.out.Changed {
-		a.pause = min(max(2*a.pause, forwardPause), RetryInterval)
-	} else {
+	if a.pause = min(max(2*a.pause, forwardPause), RetryInterval); a.changed && !f.out.Changed {
 		a.pause = forwardPause
 	}
+	a.backoff, a.changed = 0, f.out.Changed
 }
 
 // forward keeps our accepts in DOCKER-USER. It returns what is known of them by
@@ -84,11 +76,19 @@ func (l *Loop) forward(ctx context.Context, bridges []string) (changed bool, err
 	default:
 	}
 	key, now := strings.Join(bridges, " "), time.Now()
-	if a.running == nil && a.due(key, now) {
-		a.looked, a.running = now, make(chan forwarded, 1)
+	if now.Sub(a.looked) > 5*RetryInterval {
+		a.pause = 0 // all was quiet
+	}
+	if a.running == nil && a.reason.Swap(false) {
+		if wait := a.hear(now); wait > 0 {
+			time.AfterFunc(wait, l.Poke)
+		}
+	}
+	if a.running == nil && (a.bridges != key || !now.Before(a.next)) {
+		a.looked, a.bridges, a.running = now, key, make(chan forwarded, 1)
 		go func(done chan<- forwarded) {
 			out, err := l.o.Forwarding.Apply(ctx, bridges)
-			done <- forwarded{key, out, err}
+			done <- forwarded{out, err}
 		}(a.running)
 		timer := time.NewTimer(forwardPatience)
 		defer timer.Stop()

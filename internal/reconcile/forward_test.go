@@ -62,6 +62,89 @@ func TestForwardingFails(t *testing.T) {
 	})
 }
 
+// twice has the accepts taken away twice. What was mended is looked at once more
+// 200 ms later, as the loop hears of its own change, and may be mended again 200 ms after that.
+func twice(t *testing.T, w *world, l *reconcile.Loop) {
+	t.Helper()
+	for range 2 {
+		w.do(func() { w.bridges = nil })
+		l.PokeForwarding()
+		wait(150 * time.Millisecond)
+		if synctest.Wait(); len(w.bridges) != 1 {
+			t.Error("not mended within 150 ms")
+		}
+		wait(200 * time.Millisecond)
+	}
+}
+
+// TestOwnChangesMakeNoneWait: a change that comes soon after another was mended
+// is mended, too, without anything else that wakes the loop.
+func TestOwnChangesMakeNoneWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		l := start(t, w)
+		w.do(func() { w.heard = l.PokeForwarding })
+		wait(10 * reconcile.RetryInterval)
+		twice(t, w, l)
+		w.do(func() { w.bridges = nil })
+		l.PokeForwarding()
+		wait(2 * reconcile.RetryInterval)
+		if synctest.Wait(); len(w.bridges) != 1 {
+			t.Error("what was changed within the pause is not mended")
+		}
+	})
+}
+
+// TestOthersOwnChanges: who changes the chain again and again, and nothing of
+// ours, has iptables run less and less often, until it is quiet for a while.
+func TestOthersOwnChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		l := start(t, w)
+		w.do(func() { w.heard = l.PokeForwarding })
+		wait(10 * reconcile.RetryInterval)
+		before := w.forwardings
+		for range 100 { // ten seconds
+			l.PokeForwarding()
+			wait(100 * time.Millisecond)
+		}
+		if n := w.forwardings - before; n < 10 || n > 15 {
+			t.Errorf("iptables ran %d times in ten seconds", n)
+		}
+		wait(10 * reconcile.RetryInterval)
+		twice(t, w, l)
+	})
+}
+
+// TestForwardingFailsNoMore: after failures a change of the chain, or of our
+// bridges, does not wait for the next try.
+func TestForwardingFailsNoMore(t *testing.T) {
+	for name, change := range map[string]func(*world, *reconcile.Loop){
+		"a change of the chain": func(_ *world, l *reconcile.Loop) { l.PokeForwarding() },
+		"another bridge": func(w *world, l *reconcile.Loop) {
+			w.do(func() { w.networks[0].Bridge = "eip_other" })
+			l.Poke()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				w.docker, w.noForwarding = map[string]model.Container{}, errors.New("no such match")
+				l := start(t, w)
+				wait(20 * reconcile.RetryInterval)
+				w.do(func() { w.noForwarding = nil })
+				change(w, l)
+				wait(reconcile.RetryInterval)
+				if synctest.Wait(); len(w.bridges) != 1 {
+					t.Errorf("accepts for %v", w.bridges)
+				}
+			})
+		})
+	}
+}
+
 // TestPublishedOnAllAddresses: flows to the host's own addresses are forgotten,
 // and nobody's to that port elsewhere.
 func TestPublishedOnAllAddresses(t *testing.T) {

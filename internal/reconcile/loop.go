@@ -353,9 +353,6 @@ func (l *Loop) inherit() {
 // idle is how long the loop waits for a poke before it passes all the same.
 func (l *Loop) idle(res *Result) time.Duration {
 	wait := MaxInterval
-	if until := time.Until(l.accepts.next); until > 0 {
-		wait = min(wait, until)
-	}
 	if l.rival.problem != nil {
 		wait = min(wait, RivalWindow)
 	}

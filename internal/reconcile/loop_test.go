@@ -55,6 +55,8 @@ type world struct {
 	passes, writes, forwardings, removals int
 	refuse                                error // of the firewall
 
+	heard func() // as nftables tells of every change of Docker's chain
+
 	entries []model.HostEntry
 }
 
@@ -257,7 +259,11 @@ func (p forwardingPart) Apply(_ context.Context, bridges []string) (reconcile.Fo
 	if absent {
 		return reconcile.ForwardingOutcome{Absent: true}, nil
 	}
-	return reconcile.ForwardingOutcome{Changed: set(p.world, &p.bridges, bridges)}, nil
+	changed := set(p.world, &p.bridges, bridges)
+	if changed && p.heard != nil {
+		p.heard()
+	}
+	return reconcile.ForwardingOutcome{Changed: changed}, nil
 }
 
 func (p portsPart) Set(want []plan.Port) map[plan.Port]error {

@@ -25,20 +25,19 @@ func (l *Loop) flushStale(ctx context.Context, res *Result) error {
 			_, pinned := pins[from]
 			return (pinned || host[from] && res.masqueraded(from)) && !res.inside(to) && !slices.Contains(res.Host.Locals, to)
 		}
-		otherNIC := func() bool { return res.ofNIC(as) && !res.byHost(to, as) }
 		if res.inside(as) {
 			return false
 		}
 		pin, pinned := pins[from]
 		switch {
 		case (pinned || host[from]) && res.excepted(from, to):
-			return otherNIC()
+			return res.ofNIC(as) && !res.byHost(to, as)
 		case pinned:
 			return as != pin
 		case host[from]:
 			return !res.byHost(to, as)
 		}
-		return gone(from) && !res.byHost(to, as)
+		return gone(from) && !res.byHost(to, as) && !slices.Contains(res.Host.Locals, from) // gateways are claimed, too
 	}
 	if _, err := l.o.Host.FlushTranslated(ctx, stale); err != nil {
 		return fmt.Errorf("flushing flows that leave otherwise now: %w", err)

@@ -32,11 +32,12 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 			{at("172.19.0.100"), at("172.31.0.8"), at("172.19.0.1")},   // to a sibling's published port
 			{at("172.19.0.200"), at("203.0.113.5"), at("172.31.0.8")},  // of one that is gone, as the host routes
 			{at("192.168.7.2"), at("203.0.113.5"), at("172.31.0.14")},  // nobody's
+			{at("172.17.0.1"), at("203.0.113.5"), at("172.31.0.14")},   // the host's own, from a bridge's address
 			{at("172.19.0.100"), at("172.19.0.7"), at("172.19.0.100")}, // to a neighbour
 			{at("172.19.0.100"), at("172.31.0.8"), at("172.19.0.100")}, // to the host
 			{at("203.0.113.6"), at("172.31.0.8"), at("203.0.113.6")},   // from outside
 		}
-		w.host.Locals = []netip.Addr{at("172.31.0.8"), at("172.31.0.14")}
+		w.host.Locals = []netip.Addr{at("172.31.0.8"), at("172.31.0.14"), at("172.17.0.1")}
 		w.host.NICs = append(w.host.NICs, model.NIC{Name: "eth1", Up: true, Carrier: true, Addrs: []netip.Prefix{netip.MustParsePrefix("172.31.0.14/20")}})
 		w.flows = append(slices.Clone(stays),
 			[3]netip.Addr{at("172.19.0.100"), at("203.0.113.5"), at("172.31.0.14")},
@@ -47,7 +48,7 @@ func TestFlowsFromBeforeTheStart(t *testing.T) {
 			[3]netip.Addr{at("192.168.7.4"), at("203.0.113.5"), at("172.31.0.99")},   // of one that it had pinned, by the claim; no NIC has that address any more
 		)
 		w.firewall.Sources = []plan.Source{{Addr: at("192.168.7.3"), Verdict: plan.Pinned}}
-		w.spoof = []plan.BridgePort{{Name: "veth4", Addrs: []netip.Addr{at("192.168.7.4")}}}
+		w.spoof = []plan.BridgePort{{Name: "veth4", Addrs: []netip.Addr{at("192.168.7.4")}}, {Name: "docker0", Addrs: []netip.Addr{at("172.17.0.1")}}}
 		start(t, w)
 		if !slices.Equal(w.flows, stays) {
 			t.Errorf("flows left: %v", w.flows)

@@ -139,8 +139,8 @@ func (r *rig) life(t *testing.T, dies int) (writes int) {
 	if points := crashPoint.FindAllStringSubmatch(first.Log(), -1); len(points) > 0 {
 		writes, _ = strconv.Atoi(points[len(points)-1][1])
 	}
-	if dies > 0 && dies <= writes && first.Err() == nil { // it ended when it was told to
-		t.Errorf("it did not die behind write %d, and wrote %d times", dies, writes)
+	if died := first.Err() != nil; died != (dies > 0 && dies <= writes) { // else it ended when it was told to
+		t.Errorf("to die behind write %d (0: not): it wrote %d times, and ended with %v", dies, writes, first.Err())
 	}
 	return writes
 }

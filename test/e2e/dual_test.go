@@ -347,8 +347,12 @@ func (r *rig) watch6(t *testing.T) {
 	r.connectedBy("eth1")
 	nics, client := []string{"eth0", "eth1", "eth2"}, lab.SiteAddr6
 	nat := engine() == pageEngine
-	if !nat { // up to 26 Docker translates no IPv6: its proxy answers, as a program of the host. By the primary it need not: each NIC's router has advised the host to leave by it.
-		nics, client = []string{"eth1"}, netip.MustParseAddr("fd00:30::1")
+	if !nat { // up to 26 Docker translates no IPv6: its proxy answers, by the NICs that the host answers by
+		nics, client = []string{"eth0", "eth1"}, netip.MustParseAddr("fd00:30::1")
+		// Each NIC's router has advised the host to leave by it; which it takes for the primary's answers is the host's own business.
+		own := "$(ip -6 route show default dev eth0 | head -n 1 | cut -d ' ' -f 1-3) dev eth0 metric 1"
+		r.on("sh", "-c", "ip -6 route add "+own)
+		defer r.on("ip", "-6", "route", "del", "default", "dev", "eth0", "metric", "1")
 	}
 	for _, nic := range nics {
 		r.resetSniffers()

@@ -127,8 +127,9 @@ func (c *walked) leavesBy() string {
 
 // unordered is what comes back in any order where it stands together in a host's
 // state: eipnet's ip rules, of which no two of one preference match the same, nftables' tables, and in them
-// the rules and chains of Docker, which goes through its networks in any order when it starts.
-var unordered = []string{`^\d+: .* proto 201\n`, `^(?:-A| [io]ifname| ip6? [sd]addr| counter) .*\n`, `^ chain (?s:.*?)\n \}\n`, `^table (?s:.*?)\n\}\n`}
+// the rules and chains of Docker, which goes through its networks in any order when it starts. In chains that
+// are the user's and in FORWARD the order counts.
+var unordered = []string{`^\d+: .* proto 201\n`, `^-A (?:DOCKER|DOCKER-(?:BRIDGE|CT|FORWARD|ISOLATION-STAGE-[12])|POSTROUTING) .*\n`, `^(?: [io]ifname| ip6? [sd]addr| counter) .*\n`, `^ chain (?s:.*?)\n \}\n`, `^table (?s:.*?)\n\}\n`}
 
 // state is the host's, in one order.
 func (w *walker) state() string {
