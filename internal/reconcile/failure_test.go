@@ -118,17 +118,17 @@ func TestForwardingWaitsForDocker(t *testing.T) {
 		l.Poke()
 		time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
-		if len(w.bridges) != 1 {
+		if w.accepts() != 1 {
 			t.Error("the accepts were not made in the first pass after Docker made its chain")
 		}
-		before := w.forwardings
+		before := w.read(&w.forwardings)
 		for range 20 {
 			l.Poke()
 			time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
 		}
 		synctest.Wait()
-		if w.forwardings > before+1 {
-			t.Errorf("iptables ran %d times in passes without change", w.forwardings-before)
+		if w.read(&w.forwardings) > before+1 {
+			t.Errorf("iptables ran %d times in passes without change", w.read(&w.forwardings)-before)
 		}
 	})
 }
@@ -149,7 +149,7 @@ func TestSyncWhileStopping(t *testing.T) {
 		if err := l.Sync(t.Context()); !errors.Is(err, reconcile.ErrStopped) {
 			t.Errorf("Sync after the end: %v", err)
 		}
-		if w.passes != 0 {
+		if w.read(&w.passes) != 0 {
 			t.Error("a pass was begun though everything was over")
 		}
 	})

@@ -24,12 +24,12 @@ func TestForwardingHangs(t *testing.T) {
 			}
 		}
 		wait(reconcile.MinInterval)
-		if took := time.Since(began); took > time.Second || w.forwardings != 1 {
-			t.Errorf("ten passes took %v, and iptables was run %d times", took, w.forwardings)
+		if took := time.Since(began); took > time.Second || w.read(&w.forwardings) != 1 {
+			t.Errorf("ten passes took %v, and iptables was run %d times", took, w.read(&w.forwardings))
 		}
 		close(w.wedged)
 		wait(reconcile.MinInterval)
-		if synctest.Wait(); len(w.bridges) != 1 {
+		if synctest.Wait(); w.accepts() != 1 {
 			t.Errorf("accepts for %v", w.bridges)
 		}
 	})
@@ -47,8 +47,8 @@ func TestForwardingFails(t *testing.T) {
 			wait(100 * time.Millisecond)
 		}
 		synctest.Wait()
-		if w.forwardings > 8 {
-			t.Errorf("tried %d times in a minute", w.forwardings)
+		if w.read(&w.forwardings) > 8 {
+			t.Errorf("tried %d times in a minute", w.read(&w.forwardings))
 		}
 		if res, err := l.Last(t.Context()); err != nil || len(res.Partial) != 1 {
 			t.Errorf("%v, failures %v", err, res.Partial)
@@ -56,7 +56,7 @@ func TestForwardingFails(t *testing.T) {
 		w.do(func() { w.noForwarding = nil })
 		wait(reconcile.MaxInterval)
 		synctest.Wait()
-		if res, err := l.Last(t.Context()); err != nil || len(res.Partial) != 0 || len(w.bridges) != 1 {
+		if res, err := l.Last(t.Context()); err != nil || len(res.Partial) != 0 || w.accepts() != 1 {
 			t.Errorf("%v, failures %v, accepts for %v", err, res.Partial, w.bridges)
 		}
 	})
@@ -70,7 +70,7 @@ func twice(t *testing.T, w *world, l *reconcile.Loop) {
 		w.do(func() { w.bridges = nil })
 		l.PokeForwarding()
 		wait(150 * time.Millisecond)
-		if synctest.Wait(); len(w.bridges) != 1 {
+		if synctest.Wait(); w.accepts() != 1 {
 			t.Error("not mended within 150 ms")
 		}
 		wait(200 * time.Millisecond)
@@ -90,7 +90,7 @@ func TestOwnChangesMakeNoneWait(t *testing.T) {
 		w.do(func() { w.bridges = nil })
 		l.PokeForwarding()
 		wait(2 * reconcile.RetryInterval)
-		if synctest.Wait(); len(w.bridges) != 1 {
+		if synctest.Wait(); w.accepts() != 1 {
 			t.Error("what was changed within the pause is not mended")
 		}
 	})
@@ -105,12 +105,12 @@ func TestOthersOwnChanges(t *testing.T) {
 		l := start(t, w)
 		w.do(func() { w.heard = l.PokeForwarding })
 		wait(10 * reconcile.RetryInterval)
-		before := w.forwardings
+		before := w.read(&w.forwardings)
 		for range 100 { // ten seconds
 			l.PokeForwarding()
 			wait(100 * time.Millisecond)
 		}
-		if n := w.forwardings - before; n < 10 || n > 15 {
+		if n := w.read(&w.forwardings) - before; n < 10 || n > 15 {
 			t.Errorf("iptables ran %d times in ten seconds", n)
 		}
 		wait(10 * reconcile.RetryInterval)
@@ -137,7 +137,7 @@ func TestForwardingFailsNoMore(t *testing.T) {
 				w.do(func() { w.noForwarding = nil })
 				change(w, l)
 				wait(reconcile.RetryInterval)
-				if synctest.Wait(); len(w.bridges) != 1 {
+				if synctest.Wait(); w.accepts() != 1 {
 					t.Errorf("accepts for %v", w.bridges)
 				}
 			})

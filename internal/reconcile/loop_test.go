@@ -67,6 +67,20 @@ func (w *world) do(fn func()) {
 	fn()
 }
 
+// read reads a counter while the loop may be looking.
+func (w *world) read(counter *int) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return *counter
+}
+
+// accepts is how many bridges Docker's chain has accepts for.
+func (w *world) accepts() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.bridges)
+}
+
 // logBuffer is a log that is read while it is written.
 type logBuffer struct {
 	mu   sync.Mutex
@@ -249,7 +263,11 @@ func (p forwardingPart) Apply(_ context.Context, bridges []string) (reconcile.Fo
 	var absent bool
 	var wedged chan struct{}
 	var refuse error
-	p.do(func() { p.forwardings++; absent, wedged, refuse = p.noChain, p.wedged, p.noForwarding })
+	var heard func()
+	p.do(func() {
+		p.forwardings++
+		absent, wedged, refuse, heard = p.noChain, p.wedged, p.noForwarding, p.heard
+	})
 	if wedged != nil {
 		<-wedged
 	}
@@ -260,8 +278,8 @@ func (p forwardingPart) Apply(_ context.Context, bridges []string) (reconcile.Fo
 		return reconcile.ForwardingOutcome{Absent: true}, nil
 	}
 	changed := set(p.world, &p.bridges, bridges)
-	if changed && p.heard != nil {
-		p.heard()
+	if changed && heard != nil {
+		heard()
 	}
 	return reconcile.ForwardingOutcome{Changed: changed}, nil
 }
@@ -402,17 +420,17 @@ func TestAPassWithoutChangeWritesNothing(t *testing.T) {
 		w.docker = map[string]model.Container{}
 		w.endpoint("a", true)
 		l := start(t, w)
-		writes := w.writes
+		writes := w.read(&w.writes)
 		for range 100 {
 			l.Poke()
 			time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
 		}
 		synctest.Wait()
-		if w.passes < 50 {
-			t.Errorf("%d passes after 100 pokes", w.passes)
+		if w.read(&w.passes) < 50 {
+			t.Errorf("%d passes after 100 pokes", w.read(&w.passes))
 		}
-		if w.writes != writes {
-			t.Errorf("%d writes in passes without change", w.writes-writes)
+		if w.read(&w.writes) != writes {
+			t.Errorf("%d writes in passes without change", w.read(&w.writes)-writes)
 		}
 	})
 }
@@ -421,13 +439,13 @@ func TestPokesAreCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		l := start(t, w)
-		before := w.passes
+		before := w.read(&w.passes)
 		for range 10000 {
 			l.Poke()
 		}
 		time.Sleep(time.Second) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
-		if got := w.passes - before; got < 1 || got > 2 {
+		if got := w.read(&w.passes) - before; got < 1 || got > 2 {
 			t.Errorf("%d passes after a burst of pokes, want one or two", got)
 		}
 	})
@@ -478,14 +496,14 @@ func TestNothingIsRemovedBeforeDockerAnswered(t *testing.T) {
 		if err := l.Sync(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w.removals != 0 {
-			t.Errorf("%d passes removed things before Docker's first answer", w.removals)
+		if w.read(&w.removals) != 0 {
+			t.Errorf("%d passes removed things before Docker's first answer", w.read(&w.removals))
 		}
 		w.do(func() { w.docker = map[string]model.Container{} })
 		if err := l.Sync(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w.removals != 1 {
+		if w.read(&w.removals) != 1 {
 			t.Error("no removal after Docker's first answer")
 		}
 	})

@@ -97,8 +97,8 @@ func TestChangesAreNoRival(t *testing.T) {
 			time.Sleep(reconcile.MinInterval) //nolint:forbidigo // synctest's clock
 		}
 		synctest.Wait()
-		if w.writes < 50 || len(contested(t, l)) > 0 {
-			t.Errorf("%d writes, problems %v", w.writes, contested(t, l))
+		if w.read(&w.writes) < 50 || len(contested(t, l)) > 0 {
+			t.Errorf("%d writes, problems %v", w.read(&w.writes), contested(t, l))
 		}
 	})
 }
@@ -113,10 +113,10 @@ func TestAcceptsAreLookedAfter(t *testing.T) {
 		time.Sleep(reconcile.RetryInterval) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
 		w.do(func() { w.bridges = nil })
-		before := w.forwardings
+		before := w.read(&w.forwardings)
 		l.PokeForwarding()
 		synctest.Wait()
-		if len(w.bridges) != 1 {
+		if w.accepts() != 1 {
 			t.Error("the accepts were not made again")
 		}
 		for range 30 { // three seconds
@@ -126,10 +126,10 @@ func TestAcceptsAreLookedAfter(t *testing.T) {
 		}
 		time.Sleep(reconcile.RetryInterval) //nolint:forbidigo // synctest's clock
 		synctest.Wait()
-		if n := w.forwardings - before; n < 4 || n > 9 {
+		if n := w.read(&w.forwardings) - before; n < 4 || n > 9 {
 			t.Errorf("iptables ran %d times in four seconds", n)
 		}
-		if len(w.bridges) != 1 {
+		if w.accepts() != 1 {
 			t.Error("the last change was not mended")
 		}
 	})
