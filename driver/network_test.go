@@ -14,7 +14,7 @@ import (
 	"github.com/eipnet/eipnet/internal/model"
 )
 
-var compareAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+var compareAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
 
 const (
 	forms = "accepted: eip.nic=eth1, eip.ip=172.31.0.14, eip.public=119.26.38.75, eip.mac=02:42:ac:1f:00:0e (exactly one of these four); " +

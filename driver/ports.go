@@ -160,7 +160,7 @@ func (d *Driver) programExternalConnectivity(ctx context.Context, req sandboxReq
 }
 
 // bindDefault gives the network's host address to wishes without one. As on
-// Docker's bridge, 0.0.0.0 stands for [::], too.
+// Docker's bridge, 0.0.0.0 stands for [::], too, as far as the host has that.
 func bindDefault(wishes []wish, addr netip.Addr, e model.Endpoint) {
 	if !addr.IsValid() {
 		return
@@ -172,7 +172,7 @@ func bindDefault(wishes []wish, addr netip.Addr, e model.Endpoint) {
 		}
 		w.HostIP, w.Default = addr, true
 		switch {
-		case !addr.IsUnspecified() || !e.Addr6.IsValid():
+		case !addr.IsUnspecified():
 		case e.Addr4.IsValid():
 			w.Both = true
 		default:
@@ -204,15 +204,16 @@ func (d *Driver) settleHostIPs(ctx context.Context, e model.Endpoint, wishes []w
 		if private, ok := eips[ip]; ok && !slices.Contains(host.Locals, ip) {
 			ip, w.HostIP = private, private
 		}
-		if _, ok := e.Addr(model.FamilyOf(ip)); !ok {
+		proxied := ip.Is6() && (host.IPv6 || !up) && w.Proto != model.SCTP && !d.siblingHas(e, model.IPv6) // to the container's IPv4
+		if _, ok := e.Addr(model.FamilyOf(ip)); !ok && !proxied {
 			if w.Default || d.siblingHas(e, model.FamilyOf(ip)) {
 				continue // Docker does not either; or it asks both, and that one does it
 			}
 			return nil, fmt.Errorf("publishing port %d on %v: the container has no %v address on this network", w.Port, ip, model.FamilyOf(ip))
 		}
 		switch {
-		case ip.IsLoopback() && ip.Is6():
-			return nil, fmt.Errorf("host address %v: IPv6's loopback is not available on eipnet networks; use 127.0.0.1 or the address of a NIC: %s", ip, host.NICList())
+		case ip == netip.IPv6Loopback() && w.Proto == model.SCTP:
+			return nil, fmt.Errorf("host address %v: there is no proxy for SCTP; use 127.0.0.1 or the address of a NIC: %s", ip, host.NICList())
 		case ip.IsLoopback(), ip.IsUnspecified(), slices.Contains(host.Locals, ip):
 		case !up: // the address may still come
 			d.log.Warn("a published address is not on this host yet", append(endpointAttrs(e), slog.String("address", ip.String()))...)

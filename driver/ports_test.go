@@ -276,22 +276,26 @@ func TestHostBindingBothFamilies(t *testing.T) {
 	ip := netip.MustParseAddr
 	for _, tc := range []struct {
 		name, binding string
-		v4            bool
+		v4, v6        bool
 		want          []netip.Addr // of each port
 	}{
-		{"all addresses", "0.0.0.0", true, []netip.Addr{ip("0.0.0.0"), ip("::")}},
-		{"all addresses, IPv6 alone", "0.0.0.0", false, []netip.Addr{ip("::")}},
-		{"one address", "172.31.0.8", true, []netip.Addr{ip("172.31.0.8")}},
-		{"one address, IPv6 alone", "172.31.0.8", false, nil},
+		{"all addresses", "0.0.0.0", true, true, []netip.Addr{ip("0.0.0.0"), ip("::")}},
+		{"all addresses, IPv4 alone", "0.0.0.0", true, false, []netip.Addr{ip("0.0.0.0"), ip("::")}}, // by a proxy, where the host has IPv6
+		{"all addresses, IPv6 alone", "0.0.0.0", false, true, []netip.Addr{ip("::")}},
+		{"one address", "172.31.0.8", true, true, []netip.Addr{ip("172.31.0.8")}},
+		{"one address, IPv6 alone", "172.31.0.8", false, true, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newHarness(t)
 			req := networkReq(netID, object{"com.docker.network.bridge.host_binding_ipv4": tc.binding})
 			options := req["Options"].(object)
-			options["com.docker.network.enable_ipv4"], options["com.docker.network.enable_ipv6"] = tc.v4, true
+			options["com.docker.network.enable_ipv4"], options["com.docker.network.enable_ipv6"] = tc.v4, tc.v6
 			req["IPv6Data"] = []object{{"Pool": "fd00:9::/64", "Gateway": "fd00:9::1/64"}}
 			h.ok("CreateNetwork", req)
-			iface := object{"AddressIPv6": "fd00:9::2/64"}
+			iface := object{}
+			if tc.v6 {
+				iface["AddressIPv6"] = "fd00:9::2/64"
+			}
 			if tc.v4 {
 				iface["Address"] = "172.19.0.2/16"
 			}

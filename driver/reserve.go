@@ -27,20 +27,35 @@ type Reservation struct {
 type Claim struct {
 	Reservation
 	Owner string
+	Proxy Proxied
+}
+
+// Proxied says where a proxy takes what comes to a port; the zero one: there is none.
+type Proxied struct {
+	To       netip.AddrPort
+	Loopback bool // only what comes to ::1
 }
 
 // Reserver holds one bound socket per published host port, so that a clash is
 // an error at docker run, and nobody else takes the port while it is published.
-// Packets never reach the sockets, the NAT rules take them before; and when the
-// rules are lost, nobody connects to them: TCP does not listen, UDP drops all.
+// TCP's listen, so that what remains of earlier connections keeps nobody from
+// the port, and filters drop all that no proxy is for. The NAT rules take that
+// before; and when the rules are lost, it waits for them to come back.
 type Reserver struct {
 	mu   sync.Mutex
 	held map[Reservation]holding
 }
 
 type holding struct {
-	fd    int
-	owner string
+	socket *os.File
+	owner  string
+	to     Proxied
+	proxy  *proxy // nil: none
+}
+
+func (h holding) close() {
+	h.proxy.close()
+	_ = h.socket.Close()
 }
 
 // NewReserver returns a Reserver that holds nothing.
@@ -66,7 +81,7 @@ func (r *Reserver) Set(claims []Claim) map[Claim]error {
 	maps.DeleteFunc(r.held, func(res Reservation, h holding) bool {
 		_, claimed := winners[res]
 		if !claimed {
-			_ = unix.Close(h.fd)
+			h.close()
 		}
 		return !claimed
 	})
@@ -90,18 +105,28 @@ func (r *Reserver) Set(claims []Claim) map[Claim]error {
 	return errs
 }
 
-// hold gives the claim its reservation's socket.
+// hold gives the claim its reservation's socket, and that the claim's proxy.
 func (r *Reserver) hold(c Claim) error {
 	h, held := r.held[c.Reservation]
 	if !held {
-		var err error
-		if h.fd, err = bind(c.Reservation); err != nil {
+		fd, err := bind(c.Reservation)
+		if err != nil {
 			return err
 		}
+		h.socket = os.NewFile(uintptr(fd), "reserved port")
 	}
 	h.owner = c.Owner
+	var err error
+	if h.to != c.Proxy {
+		h.proxy.close()
+		h.to, h.proxy = c.Proxy, nil
+		if h.proxy, err = startProxy(h.socket, c.Proto, c.Proxy); err != nil {
+			h.to = Proxied{}
+			err = fmt.Errorf("taking port %d of %v to %v: %w", c.Port, c.Addr, c.Proxy.To, err)
+		}
+	}
 	r.held[c.Reservation] = h
-	return nil
+	return err
 }
 
 // Close releases everything.
@@ -113,7 +138,7 @@ func (r *Reserver) Held() []Claim {
 	defer r.mu.Unlock()
 	var out []Claim
 	for res, h := range r.held {
-		out = append(out, Claim{Reservation: res, Owner: h.owner})
+		out = append(out, Claim{Reservation: res, Owner: h.owner, Proxy: h.to})
 	}
 	slices.SortFunc(out, compareClaims)
 	return out
@@ -163,8 +188,8 @@ func bind(r Reservation) (int, error) {
 // option is one setsockopt with an integer value.
 type option struct{ level, name, value int }
 
-// bindAs opens a socket and binds it. It never sets SO_REUSEADDR: with it, two
-// bound sockets of which none listens would share the port.
+// bindAs opens a socket that drops all, and binds it. TCP's listen at once: with
+// SO_REUSEADDR, two bound sockets of which none does would share the port.
 func bindAs(proto model.Proto, addr netip.AddrPort, v6only bool) (fd int, err error) {
 	domain, kind, ipproto := unix.AF_INET, unix.SOCK_STREAM, 0
 	// An address that is away for a moment (DHCP, a NIC that flaps) stays reserved.
@@ -178,6 +203,7 @@ func bindAs(proto model.Proto, addr netip.AddrPort, v6only bool) (fd int, err er
 	}
 	switch proto {
 	case model.TCP:
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	case model.UDP:
 		kind = unix.SOCK_DGRAM
 	case model.SCTP:
@@ -203,29 +229,22 @@ func bindAs(proto model.Proto, addr netip.AddrPort, v6only bool) (fd int, err er
 			return fd, fmt.Errorf("reserving %v: %w", addr, os.NewSyscallError("setsockopt", err))
 		}
 	}
-	if proto == model.UDP {
-		if err := dropAll(fd); err != nil {
+	if proto != model.SCTP {
+		if err := attach(fd, dropAll); err != nil {
 			return fd, fmt.Errorf("reserving %v: %w", addr, err)
 		}
 	}
-	switch err := unix.Bind(fd, sockaddr(addr)); {
+	err = unix.Bind(fd, sockaddr(addr))
+	if err == nil && proto == model.TCP {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return fd, bindError(addr.Addr(), addr.Port())
 	case err != nil:
 		return fd, fmt.Errorf("reserving %v: %w", addr, os.NewSyscallError("bind", err))
 	}
 	return fd, nil
-}
-
-// dropAll attaches a filter that keeps no byte of any packet, so that nothing
-// piles up in a socket that nobody reads.
-func dropAll(fd int) error {
-	filter := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
-		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
-	}
-	return nil
 }
 
 func sockaddr(addr netip.AddrPort) unix.Sockaddr {

@@ -127,11 +127,8 @@ func Build(res *reconcile.Result, settings plan.Settings) Status {
 		s.Networks = append(s.Networks, net)
 	}
 	ports := make(map[string][]string)
-	for _, p := range res.Desired.Ports {
-		// A port that could not be reserved is not published.
-		if slices.Contains(res.Desired.Firewall.Forwards, p.Forward) {
-			ports[p.Endpoint] = append(ports[p.Endpoint], Port(p.Forward))
-		}
+	for _, p := range res.Published {
+		ports[p.Endpoint] = append(ports[p.Endpoint], Port(p.Forward))
 	}
 	pins := make(map[string]plan.Pin)
 	for _, p := range res.Desired.Pins {

@@ -200,7 +200,8 @@ func (c *compute) whoIsAsked() map[string]asked {
 			ask(p.NIC, byName)
 		}
 		// Docker's own published ports of a pinned container count as ours do.
-		for _, fwd := range c.forwards(e, p) {
+		for _, port := range c.forwards(e, p) {
+			fwd := port.Forward
 			for _, nic := range c.in.Host.NICs {
 				switch {
 				case nic.Has(fwd.Addr):

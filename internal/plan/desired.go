@@ -283,7 +283,18 @@ type Sysctl struct {
 type Port struct {
 	Endpoint string
 	Forward  Forward
+	Proxy    Proxy
 }
+
+// Proxy says what of a TCP or UDP port a proxy takes to the container: what NAT cannot.
+type Proxy uint8
+
+// What a proxy takes.
+const (
+	NoProxy       Proxy = iota
+	ProxyLoopback       // what comes to ::1, from where the kernel routes nothing to a bridge
+	ProxyAll            // everything: a port of ::1 alone, or one of IPv6 whose container has IPv4 only
+)
 
 // BridgePort is a port of a container bridge, and what the container behind it
 // may claim to be.
@@ -319,6 +330,7 @@ type Pin struct {
 	NIC      string
 	Addr4    netip.Addr // what it leaves with; zero: IPv4 is held
 	Addr6    netip.Addr
+	Listen6  netip.Addr // where an endpoint without IPv6 is published: the NIC's; see Proxy
 	Public   netip.Addr // EIP of Addr4, where known
 	Except   []netip.Prefix
 	Lost     bool   // blocked, as it was pinned and nothing says so any more: see Snapshot

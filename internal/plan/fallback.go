@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/eipnet/eipnet/internal/model"
@@ -91,10 +92,7 @@ func leavesWith(e model.Endpoint, nic model.NIC, addr, ip6 netip.Addr) (a4, a6 n
 		a4 = choose(nic, model.IPv4, addr)
 	}
 	if e.Addr6.IsValid() {
-		if !ip6.IsValid() {
-			ip6 = addr
-		}
-		a6 = choose(nic, model.IPv6, ip6)
+		a6 = choose(nic, model.IPv6, cmp.Or(ip6, addr))
 	}
 	return a4, a6
 }

@@ -73,7 +73,9 @@ func (c *compute) firewall(ports []Port) Firewall {
 	fw.Sources, fw.ExceptBy = c.sources()
 	fw.Masqueraded = c.masqueraded(fw.Sources)
 	for _, p := range ports {
-		fw.Forwards = append(fw.Forwards, p.Forward)
+		if p.Proxy != ProxyAll {
+			fw.Forwards = append(fw.Forwards, p.Forward)
+		}
 	}
 	return fw
 }

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -223,7 +224,7 @@ func (c *compute) pinTo(e model.Endpoint, p Pin, nic model.NIC, addr netip.Addr,
 		return p
 	}
 	p.State, p.NIC, p.Except = StatePinned, nic.Name, d.Except
-	p.Addr4, p.Addr6 = leavesWith(e, nic, addr, d.IP6)
+	p.use(e, nic, addr, d.IP6)
 	for _, f := range model.Families {
 		if _, has := e.Addr(f); has && !p.Addr(f).IsValid() {
 			why := fmt.Sprintf("%s has no usable %v address", nic.Name, f)
@@ -249,6 +250,14 @@ func (c *compute) pinTo(e model.Endpoint, p Pin, nic model.NIC, addr netip.Addr,
 		c.problem(model.CodeNICNoAnswer, model.Failure, nic.Name, h.Why+": nothing comes of what is sent by it", "check the NIC's attachment and its gateway")
 	}
 	return p
+}
+
+// use gives the pin the NIC's addresses, those asked for if there are any.
+func (p *Pin) use(e model.Endpoint, nic model.NIC, addr, ip6 netip.Addr) {
+	p.Addr4, p.Addr6 = leavesWith(e, nic, addr, ip6)
+	if !e.Addr6.IsValid() {
+		p.Listen6 = choose(nic, model.IPv6, cmp.Or(ip6, addr))
+	}
 }
 
 // Addr returns the address that the pin's packets of that family leave with; zero: held.

@@ -25,13 +25,14 @@ func (c *compute) ports() []Port {
 		if n.Stock || n.Local && c.joined(n) {
 			continue // Docker's own business, or a program's
 		}
-		for _, f := range c.forwards(e, c.pins[i]) {
+		for _, p := range c.forwards(e, c.pins[i]) {
+			f := p.Forward
 			at := place{e.Container.ID, f.Proto, f.Addr, f.Port}
 			if n := on[at]; at.container != "" && n != "" && n != e.NetworkID {
 				continue
 			}
 			on[at] = e.NetworkID
-			ports = append(ports, Port{Endpoint: e.ID, Forward: f})
+			ports = append(ports, p)
 		}
 	}
 	slices.SortFunc(ports, func(a, b Port) int {
@@ -63,9 +64,10 @@ func (c *compute) spare(ports []Port) []Port {
 		p.State = StateUnpinned
 		if nic, addr, err := c.in.Host.Resolve(p.Selector, c.in.Settings.EIPs); err == nil && !p.Selector.IsZero() {
 			p.State = StatePinned
-			p.Addr4, p.Addr6 = leavesWith(e, nic, addr, netip.Addr{})
+			p.use(e, nic, addr, netip.Addr{})
 		}
-		for _, f := range c.forwards(e, p) {
+		for _, port := range c.forwards(e, p) {
+			f := port.Forward
 			clash := func(a netip.Addr) bool { return overlap(a, f.Addr) }
 			if !slices.ContainsFunc(taken[place{f.Proto, f.Port}], clash) {
 				out = append(out, Port{Endpoint: e.ID, Forward: f})
@@ -89,20 +91,24 @@ func (c *compute) joined(n model.Network) bool {
 	})
 }
 
-// forwards turns an endpoint's publishes into forwards. Where no host address
+// forwards turns an endpoint's publishes into ports. Where no host address
 // was given, a pinned endpoint is published on its NIC's address only, an
 // unpinned one on every local address, as on Docker's bridge. Nothing is
 // published for an endpoint that is held, whose address is not decided yet; one
 // that is about to be unpinned keeps what it has, though it cannot answer yet.
-func (c *compute) forwards(e model.Endpoint, p Pin) []Forward {
+func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 	if p.State != StatePinned && p.State != StateUnpinned && !p.Leaving {
 		return nil
 	}
-	var out []Forward
+	var out []Port
 	for _, pub := range e.Publishes {
 		for _, f := range model.Families {
 			inside, ok := e.Addr(f)
-			if !ok || p.State == StatePinned && !p.Addr(f).IsValid() {
+			proxy := NoProxy
+			if !ok && f == model.IPv6 && c.proxied(e, pub.Proto) {
+				inside, ok, proxy = e.Addr4, true, ProxyAll
+			}
+			if !ok || p.State == StatePinned && !p.Addr(model.FamilyOf(inside)).IsValid() {
 				continue // held in this family: nothing could be answered
 			}
 			var outside netip.Addr
@@ -111,6 +117,8 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Forward {
 				continue
 			case pub.HostIP.IsValid():
 				outside = pub.HostIP
+			case p.State == StatePinned && proxy == ProxyAll:
+				outside = p.Listen6
 			case p.State == StatePinned:
 				outside = p.Addr(f)
 			case f == model.IPv6:
@@ -118,13 +126,31 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Forward {
 			default:
 				outside = netip.IPv4Unspecified()
 			}
-			out = append(out, Forward{
-				Proto: pub.Proto, Addr: outside, Port: pub.HostPort,
-				To: netip.AddrPortFrom(inside, pub.Port),
+			switch {
+			case !outside.IsValid():
+				continue // the NIC has none
+			case outside == netip.IPv6Loopback():
+				proxy = ProxyAll
+			case outside == netip.IPv6Unspecified() && proxy == NoProxy && pub.Proto != model.SCTP:
+				proxy = ProxyLoopback
+			}
+			out = append(out, Port{
+				Endpoint: e.ID, Proxy: proxy,
+				Forward: Forward{Proto: pub.Proto, Addr: outside, Port: pub.HostPort, To: netip.AddrPortFrom(inside, pub.Port)},
 			})
 		}
 	}
 	return out
+}
+
+// proxied reports whether what comes for the endpoint over IPv6 is taken to its
+// IPv4 address: as on Docker's bridge, where its container has no IPv6 at all.
+func (c *compute) proxied(e model.Endpoint, proto model.Proto) bool {
+	n := c.networks[e.NetworkID]
+	return c.in.Host.IPv6 && !n.Stock && !n.Local && proto != model.SCTP && e.Addr4.IsValid() &&
+		!slices.ContainsFunc(c.in.Endpoints, func(o model.Endpoint) bool {
+			return o.Container.ID == e.Container.ID && o.Container.ID != "" && o.Phase != model.Left && o.Addr6.IsValid()
+		})
 }
 
 func compareForwards(a, b Forward) int {

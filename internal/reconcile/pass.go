@@ -196,6 +196,10 @@ func (l *Loop) compute(ctx context.Context, res *Result, dockerUp bool) error {
 func (l *Loop) reserve(res *Result) {
 	failed := l.o.Ports.Set(slices.Concat(res.Desired.Ports, res.Desired.Spare))
 	maps.DeleteFunc(failed, func(p plan.Port, _ error) bool { return slices.Contains(res.Desired.Spare, p) })
+	res.Published = slices.DeleteFunc(slices.Clone(res.Desired.Ports), func(p plan.Port) bool {
+		_, bad := failed[p]
+		return bad
+	})
 	if len(failed) == 0 {
 		return
 	}
@@ -213,10 +217,8 @@ func (l *Loop) reserve(res *Result) {
 		})
 	}
 	// Another endpoint may hold the very same forward: then it stays.
-	for _, p := range res.Desired.Ports {
-		if _, bad := failed[p]; !bad {
-			delete(dropped, p.Forward)
-		}
+	for _, p := range res.Published {
+		delete(dropped, p.Forward)
 	}
 	fw := &res.Desired.Firewall
 	fw.Forwards = slices.DeleteFunc(slices.Clone(fw.Forwards), func(f plan.Forward) bool { return dropped[f] })

@@ -21,6 +21,8 @@ type Result struct {
 	Desired   plan.Desired
 	snapshot  plan.Snapshot // that Desired was computed from
 	Problems  []model.Problem
+	// Published are those of Desired.Ports that are reserved.
+	Published []plan.Port
 	// PortErrors holds, by endpoint, why its published ports are not reserved.
 	PortErrors map[string]error
 	Changed    bool

@@ -34,6 +34,12 @@ const (
 	toOneElse   = "`-p ETH1:8091:8081`, at eth0's address"
 	toAny4      = "`-p 0.0.0.0:8092:8081`, at eth0's address"
 	toPinned    = "pinned to eth1, `-p 8093:8081`, at eth1's address"
+	toLoop      = "`-p 8090:8081`, at the host's loopback"
+	toLoop6     = "`-p [::1]:8094:8081`, at the host's loopback"
+	toFour      = "of IPv4 alone, `-p 8095:8081`, at eth0's address"
+	toFourOwn   = "of IPv4 alone, `-p 8095:8081`, at the bridge's address of who asks"
+	toFourUDP   = "of IPv4 alone, `-p 8095:8080/udp`, at eth0's address"
+	toFourPin   = "of IPv4 alone, pinned to eth1, `-p 8096:8081`, at eth1's address"
 	toPinned0   = "pinned to eth1, `-p 8093:8081`, at eth0's address"
 	toDirect    = "its own address, a published port"
 	toClosed    = "its own address, a port that is not published"
@@ -115,6 +121,12 @@ func (s *side) questions() []question {
 	nic("tcp", toOne, "eth1", s.port+1, everywhere...)
 	nic("tcp", toOneElse, "eth0", s.port+1, fromSite, fromHost, fromSame)
 	nic("tcp", toAny4, "eth0", s.port+2, fromSite, fromHost, fromSame)
+	add("tcp", toLoop, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), s.port, fromHost)
+	add("tcp", toLoop6, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), s.port+4, fromHost)
+	nic("tcp", toFour, "eth0", s.port+5, fromSite, fromHost, fromSame, fromOther)
+	add("tcp", toFourOwn, s.addr(v4, "3", 1), s.addr(v6, "3", 1), s.port+5, fromInner)
+	nic("udp", toFourUDP, "eth0", s.port+5, fromSite, fromHost, fromSame)
+	nic("tcp", toFourPin, "eth1", s.port+6, fromSite, fromHost, fromSame)
 	nic("tcp", toPinned, "eth1", s.port+3, fromSite, fromHost, fromSame, fromOther)
 	nic("tcp", toPinned0, "eth0", s.port+3, fromSite, fromHost, fromSame, fromOther)
 	add("tcp", toDirect, s.addr(v4, "1", 10), s.addr(v6, "1", 10), 8081, everywhere...)
@@ -179,9 +191,8 @@ func parityPage(rows []row, bridge, eipnet map[row]seen) string {
 const parityElsewhere = `
 ## Not in the table
 
-- ` + "`-p [::1]:8090:8081`" + ` is refused, and a port that is published on all addresses is not at ::1: the kernel routes nothing from there to a bridge. Docker has a program of its own (docker-proxy) that
-  connects once more, and whose containers see the bridge's address. At 127.0.0.1 both drivers have it, for the host alone.
-- A container without an IPv6 address is not reached at the host's IPv6 addresses. Docker's program takes what comes there over IPv6 to its IPv4 address.
+- What comes to ::1, or over IPv6 to a container of IPv4 alone, NAT cannot take there. Docker has a program for it, docker-proxy, one for each port; with eipnet the daemon does it itself, for TCP and
+  UDP: the container sees the bridge's address, ` + "`iptables`' DOCKER-USER" + ` has no say in it, INPUT has, and such connections end when the daemon does. A port has room for 1,024 of them and for 256 UDP clients at a time.
 
 And of ` + "`docker network create`" + ` an eipnet network refuses, with these reasons, what Docker's bridge has:
 

@@ -43,7 +43,7 @@ func TestBridgeParity(t *testing.T) {
 
 	got, ours := bridge.ask(t), eipnet.ask(t)
 	for row, want := range alone {
-		if row.from != fromForeign && row.from != fromPinned && row.to != toPinned && row.to != toPinned0 && got[row] != want {
+		if row.from != fromForeign && row.from != fromPinned && row.to != toPinned && row.to != toPinned0 && row.to != toFourPin && got[row] != want {
 			t.Errorf("with eipnet on the host, Docker's own network changed: from %s to %s: %v, before %v", row.from, row.to, got[row], want)
 		}
 	}
@@ -91,14 +91,14 @@ func TestBridgeParity(t *testing.T) {
 	}
 	for _, f := range foreign {
 		// What Docker's unpinned container answers by the wrong NIC is in the table.
-		if docker := int(f.SPort) >= bridge.port && int(f.SPort) < bridge.port+4; !docker {
+		if docker := int(f.SPort) >= bridge.port && int(f.SPort) < bridge.port+7; !docker {
 			t.Errorf("foreign packet: %v", f)
 		}
 	}
 }
 
-// side is one driver's half: networks one (web, pin, peer), two (other) and
-// in (inner, inpeer, --internal), each with both families.
+// side is one driver's half: networks 1 (web, pin, peer), 2 (other) and 3
+// (inner, inpeer, --internal), each with both families, and 4 with IPv4 alone.
 type side struct {
 	*rig
 	driver     string
@@ -123,12 +123,20 @@ func (s *side) addr(f model.Family, net string, host int) netip.Addr {
 var parityContainers = []struct {
 	name, net string
 	host      int
-}{{"web", "1", 10}, {"peer", "1", 11}, {"pin", "1", 12}, {"other", "2", 10}, {"inner", "3", 10}, {"inpeer", "3", 11}}
+}{{"web", "1", 10}, {"peer", "1", 11}, {"pin", "1", 12}, {"other", "2", 10}, {"inner", "3", 10}, {"inpeer", "3", 11}, {"four", "4", 10}, {"fourpin", "4", 12}}
+
+// parityNetworks are the networks; those with IPv6 come first.
+var parityNetworks = []string{"1", "2", "3", "4"}
+
+const onlyIPv4 = "4"
 
 func (s *side) start(t *testing.T) {
 	t.Helper()
-	for _, n := range []string{"1", "2", "3"} {
-		args := []string{"network", "create", "-d", s.driver, "--ipv6", "--subnet", fmt.Sprintf(s.net4, n) + ".0/24", "--subnet", fmt.Sprintf(s.net6, n) + "::/64"}
+	for _, n := range parityNetworks {
+		args := []string{"network", "create", "-d", s.driver, "--subnet", fmt.Sprintf(s.net4, n) + ".0/24"}
+		if n != onlyIPv4 {
+			args = append(args, "--ipv6", "--subnet", fmt.Sprintf(s.net6, n)+"::/64")
+		}
 		if n == "3" {
 			args = append(args, "--internal")
 		}
@@ -141,7 +149,7 @@ func (s *side) start(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for _, c := range parityContainers {
-		if c.name == "pin" {
+		if strings.HasSuffix(c.name, "pin") {
 			continue
 		}
 		wg.Go(func() { s.container(t, c.name, c.net, c.host, s.published(c.name)...) })
@@ -151,30 +159,35 @@ func (s *side) start(t *testing.T) {
 	s.lookUp()
 }
 
-// published are the ports of web: on all addresses, on eth1's, on 0.0.0.0.
+// published are the ports of web: on all addresses, on eth1's, on 0.0.0.0, on ::1; and of four.
 func (s *side) published(name string) []string {
-	if name != "web" {
+	switch name {
+	case "four":
+		return []string{"-p", fmt.Sprintf("%d:8081", s.port+5), "-p", fmt.Sprintf("%d:8080/udp", s.port+5)}
+	default:
 		return nil
+	case "web":
 	}
 	return []string{
 		"-p", fmt.Sprintf("%d:8081", s.port), "-p", fmt.Sprintf("%d:8080/udp", s.port),
 		"-p", fmt.Sprintf("%v:%d:8081", s.Addr("eth1"), s.port+1), "-p", fmt.Sprintf("[%v]:%d:8081", s.Addr6("eth1"), s.port+1),
-		"-p", fmt.Sprintf("0.0.0.0:%d:8081", s.port+2),
+		"-p", fmt.Sprintf("0.0.0.0:%d:8081", s.port+2), "-p", fmt.Sprintf("[::1]:%d:8081", s.port+4),
 	}
 }
 
-// pin starts the container that is pinned to eth1.
+// pin starts the containers that are pinned to eth1.
 func (s *side) pin(t *testing.T) {
 	t.Helper()
 	s.container(t, "pin", "1", 12, "--label", "eip.nic=eth1", "-p", fmt.Sprintf("%d:8081", s.port+3))
+	s.container(t, "fourpin", onlyIPv4, 12, "--label", "eip.nic=eth1", "-p", fmt.Sprintf("%d:8081", s.port+6))
 	s.lookUp()
 }
 
 func (s *side) container(t *testing.T, name, net string, host int, args ...string) {
 	t.Helper()
-	all := []string{
-		"run", "-d", "--name", s.driver + "-" + name, "--network", s.network(net),
-		"--ip", s.addr(model.IPv4, net, host).String(), "--ip6", s.addr(model.IPv6, net, host).String(),
+	all := []string{"run", "-d", "--name", s.driver + "-" + name, "--network", s.network(net), "--ip", s.addr(model.IPv4, net, host).String()}
+	if net != onlyIPv4 {
+		all = append(all, "--ip6", s.addr(model.IPv6, net, host).String())
 	}
 	if _, err := s.Docker(t.Context(), append(append(all, args...), lab.Image)...); err != nil {
 		t.Error(err)
@@ -344,7 +357,7 @@ func (s *side) title(from string, a netip.Addr) string {
 	}
 	for _, on := range []*side{s, s.foreign} {
 		for _, f := range model.Families {
-			for _, net := range []string{"1", "2", "3"} {
+			for _, net := range parityNetworks {
 				if a == on.addr(f, net, 1) {
 					return "as the bridge"
 				}
