@@ -240,7 +240,7 @@ func (p simPorts) Set(want []plan.Port) map[plan.Port]error {
 		for _, port := range order {
 			f := port.Forward
 			clash := func(r reservation) bool {
-				return r.proto == f.Proto && r.port == f.Port && (r.addr == f.Addr || r.addr.IsUnspecified() || f.Addr.IsUnspecified())
+				return r.proto == f.Proto && r.port == f.Port && model.FamilyOf(r.addr) == model.FamilyOf(f.Addr) && (r.addr == f.Addr || r.addr.IsUnspecified() || f.Addr.IsUnspecified())
 			}
 			if slices.ContainsFunc(slices.Collect(maps.Keys(held)), clash) || slices.ContainsFunc(slices.Collect(maps.Keys(p.kernel.foreign)), clash) {
 				failed[port] = errors.New("port is already allocated")

@@ -139,9 +139,9 @@ func (w *walker) diskIs(res *reconcile.Result) {
 		}
 	}
 	for _, port := range res.Desired.Ports {
-		there := slices.Contains(w.kernel.table.Forwards, port.Forward)
-		if failed := res.PortErrors[port.Endpoint] != nil; there != w.daemon.ports[port] || !there && !failed {
-			w.t.Errorf("port %v: forwarded %v, reserved %v, refused %v", port, there, w.daemon.ports[port], failed)
+		there, reserved := slices.Contains(w.kernel.table.Forwards, port.Forward), w.daemon.ports[port]
+		if failed := res.PortErrors[port.Endpoint] != nil; there != (reserved && port.Proxy != plan.ProxyAll) || !reserved && !failed {
+			w.t.Errorf("port %v: forwarded %v, reserved %v, refused %v", port, there, reserved, failed)
 		}
 	}
 }
