@@ -22,7 +22,7 @@ const (
 	// kernel (PROC_CGROUP_INIT_INO).
 	initialCgroups = "cgroup:[4026531835]"
 	// inContainer is what eipnet in a container needs to see the host's cgroups.
-	inContainer = "eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root; the managed plugin cannot"
+	inContainer = "eipnet's own container needs --cgroupns host, and the host's /sys/fs/cgroup, read-only, below --host-root"
 	// cgroupPatience is for how long a running container without a cgroup is no
 	// news: it has ended, and Docker tells of that when all is cleared away.
 	cgroupPatience = 5 * time.Second

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/eipnet/eipnet/internal/plan"
+	"github.com/eipnet/eipnet/snat"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
@@ -95,7 +97,7 @@ func (r *rig) eips() string {
 // connections go on, nothing leaves by a wrong NIC, and everything is
 // remembered, over a boot of the host with containers that always restart, too.
 func TestPlugin(t *testing.T) {
-	r := prepare(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "1"})
+	r := prepare(t, lab.Config{Shape: lab.OneSubnet, RPFilter: "1", Unified: true})
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.Engine().Tail(100))
@@ -142,6 +144,12 @@ func TestPlugin(t *testing.T) {
 	root := "/var/lib/docker/plugins/" + id + "/rootfs"
 	if out := r.on(root+"/usr/local/bin/eipnet", "status"); !strings.Contains(out, "net0-eth0") {
 		t.Errorf("eipnet status out of the plugin's root shows %q", out)
+	}
+	if err := r.InHost(func() error { return snat.ProbeCgroups(0) }); err == nil {
+		r.onHost("onhost", "eth1", "serve", "--addr=:8070")
+		r.decided("onhost", plan.StatePinned)
+		r.seenAs("onhost", r.EIP("eth1").String())
+		r.docker("rm", "-f", "onhost")
 	}
 	r.refusedSaying([]string{"eth7"}, "run", "--rm", "--name", bad, "--network", "net0", "--label", "eip.nic=eth7", lab.Image, "get", siteIP)
 
