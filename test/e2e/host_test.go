@@ -56,6 +56,9 @@ func hostIsNotDisturbed(t *testing.T, cfg lab.Config, policyRouting bool) {
 		t.Fatal(err)
 	}
 	forwardThrough(r)
+	// With every network engines up to 27 put the jump to DOCKER-USER first in FORWARD again.
+	r.docker("network", "create", "first")
+	r.docker("network", "rm", "first")
 
 	eth0 := r.Addr("eth0")
 	type way struct {

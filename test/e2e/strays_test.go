@@ -152,7 +152,13 @@ func (r *rig) noAddress6(t *testing.T) {
 	r.start(t, "dual-pinned", "--network", "dual", "--label", "eip.nic=eth1")
 	r.start(t, "dual-free", "--network", "dual")
 	leaves("dual-pinned", site6, r.Addr6("eth1"))
-	leaves("dual-free", site6, r.Addr6("eth0"))
+	goesOn := func() {
+		t.Helper()
+		if engine() == pageEngine { // engines up to 26 masquerade no IPv6 by default
+			leaves("dual-free", site6, r.Addr6("eth0"))
+		}
+	}
+	goesOn()
 	r.on("ip", "-6", "addr", "del", r.NIC("eth1").Addr6.String(), "dev", "eth1")
 	r.problem("dual-pinned", "IPv6 is held", "eth1")
 	r.resetSniffers()
@@ -168,7 +174,7 @@ func (r *rig) noAddress6(t *testing.T) {
 		}
 	}
 	leaves("dual-pinned", site4, r.EIP("eth1"))
-	leaves("dual-free", site6, r.Addr6("eth0"))
+	goesOn()
 	r.on("ip", "-6", "addr", "add", r.NIC("eth1").Addr6.String(), "dev", "eth1", "nodad")
 	leaves("dual-pinned", site6, r.Addr6("eth1"))
 	r.clean()
