@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -150,29 +151,42 @@ func (d *DockerUser) Apply(ctx context.Context, bridges []string) (Outcome, erro
 }
 
 // apply reports whether this flavour has a DOCKER-USER chain, and whether it wrote.
+// What was listed may not be so any more when it writes: Docker changes these
+// chains rule by rule, its jump in FORWARD (up to 27) with every network. It
+// looks again then, up to three times, unless it failed with what was there before, too.
 func (t tool) apply(ctx context.Context, bridges []string) (found, wrote bool, err error) {
 	if !t.inUse() {
 		return false, false, nil
 	}
-	var now filter
-	if now.user, found, err = t.list(ctx, dockerUser); err != nil {
-		return found, false, err
+	var before filter
+	for tries := 1; ; tries++ {
+		now, err := t.look(ctx)
+		if err != nil {
+			return now.found, false, err
+		}
+		lines := now.changes(bridges)
+		if len(lines) == 0 {
+			return now.found, false, nil
+		}
+		text := "*filter\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+		_, err = run(ctx, text, t.restore, "--noflush", "-w", lockSeconds)
+		if err == nil || tries == 3 || reflect.DeepEqual(now, before) {
+			return now.found, err == nil, err
+		}
+		before = now
+	}
+}
+
+// look lists the chains.
+func (t tool) look(ctx context.Context) (now filter, err error) {
+	if now.user, now.found, err = t.list(ctx, dockerUser); err != nil {
+		return now, err
 	}
 	if now.forward, _, err = t.list(ctx, forwardChain); err != nil {
-		return found, false, err
+		return now, err
 	}
-	if now.ours, now.exists, err = t.list(ctx, eipnetForward); err != nil {
-		return found, false, err
-	}
-	lines := now.changes(found, bridges)
-	if len(lines) == 0 {
-		return found, false, nil
-	}
-	text := "*filter\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
-	if _, err := run(ctx, text, t.restore, "--noflush", "-w", lockSeconds); err != nil {
-		return found, false, err
-	}
-	return found, true, nil
+	now.ours, now.exists, err = t.list(ctx, eipnetForward)
+	return now, err
 }
 
 // inUse reports whether asking this flavour is harmless. Asking the legacy one
@@ -209,13 +223,12 @@ func (t tool) list(ctx context.Context, chain string) ([]string, bool, error) {
 // filter is what iptables -S prints of three chains of table filter.
 type filter struct {
 	user, forward, ours []string
-	exists              bool // of ours
+	found, exists       bool // DOCKER-USER, and our chain
 }
 
 // changes returns the lines for iptables-restore --noflush that make the chains
-// what they should be; none where they are. user says whether there is a
-// DOCKER-USER.
-func (f filter) changes(user bool, bridges []string) []string {
+// what they should be; none where they are.
+func (f filter) changes(bridges []string) []string {
 	var want, lines []string
 	add := func(match, target string) {
 		want = append(want, fmt.Sprintf("-A %s %s -m comment --comment eipnet -j %s", eipnetForward, match, target))
@@ -230,14 +243,14 @@ func (f filter) changes(user bool, bridges []string) []string {
 	}
 	wanted := len(want) > 0
 	last := wanted && len(f.forward) > 0 && f.forward[0] != acceptPolicy
-	if !user && !last {
+	if !f.found && !last {
 		want = nil
 	}
 	if len(want) > 0 && !slices.Equal(unquoted(f.ours), want) {
 		lines = append(lines, ":"+eipnetForward+" - [0:0]") // makes or empties it
 		lines = append(lines, want...)
 	}
-	lines = append(lines, jumpLines(dockerUser, f.user, wanted && user)...)
+	lines = append(lines, jumpLines(dockerUser, f.user, wanted && f.found)...)
 	lines = append(lines, jumpLines(forwardChain, f.forward, last)...)
 	if len(want) == 0 && f.exists {
 		lines = append(lines, "-F "+eipnetForward, "-X "+eipnetForward)

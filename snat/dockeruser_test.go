@@ -2,6 +2,7 @@ package snat
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -191,6 +192,37 @@ func TestDockerUserHangs(t *testing.T) {
 	}
 	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// TestDockerUserWhileDockerWrites: between looking and writing Docker takes its
+// own jump out of FORWARD, so that there is no such place for ours any more.
+func TestDockerUserWhileDockerWrites(t *testing.T) {
+	for _, tc := range []struct {
+		times int
+		fails bool
+	}{{1, false}, {2, false}, {9, true}} {
+		ns := newNamespace(t)
+		ns.run(t, "iptables -N DOCKER-USER", "iptables -P FORWARD DROP")
+		for range 9 {
+			ns.run(t, "iptables -A FORWARD -j DOCKER-USER")
+		}
+		d := newDockerUser(t, ns)
+		d.tools = d.tools[:1]
+		dir := t.TempDir()
+		script := fmt.Sprintf("#!/bin/sh\necho >> %s/n; [ $(wc -l < %s/n) -gt %d ] || %s -D FORWARD 1\nexec %s \"$@\"\n", dir, dir, tc.times, d.tools[0].path, d.tools[0].restore)
+		d.tools[0].restore = dir + "/restore"
+		if err := os.WriteFile(d.tools[0].restore, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		ns.Do(func() { _, err = d.Apply(t.Context(), []string{"br0"}) })
+		if failed := err != nil; failed != tc.fails {
+			t.Errorf("Docker writes %d times: %v", tc.times, err)
+		}
+		if got := rulesOnly(ns.run(t, "iptables -S FORWARD")); strings.Contains(got, "EIPNET-FORWARD") == tc.fails {
+			t.Errorf("Docker writes %d times:\n%s", tc.times, got)
+		}
 	}
 }
 

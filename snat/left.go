@@ -121,19 +121,17 @@ func (d *DockerUser) Left(ctx context.Context) ([]string, error) {
 		if !t.inUse() {
 			continue
 		}
-		user, _, err := t.list(ctx, dockerUser)
-		forward, _, err2 := t.list(ctx, forwardChain)
-		_, exists, err3 := t.list(ctx, eipnetForward)
-		if err := errors.Join(err, err2, err3); err != nil {
+		now, err := t.look(ctx)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("looking into %s: %w", t.name, err))
 			continue
 		}
-		for _, rule := range slices.Concat(user, forward) {
+		for _, rule := range slices.Concat(now.user, now.forward) {
 			if isJump(rule) {
 				out = append(out, t.name+" rule "+rule)
 			}
 		}
-		if exists {
+		if now.exists {
 			out = append(out, t.name+" chain "+eipnetForward)
 		}
 	}
