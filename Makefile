@@ -21,6 +21,7 @@ E2ETIMEOUT ?= 60m
 # Which e2e tests, as in go test -run; nothing: all. And what make soak runs them with.
 RUN ?=
 ALLENGINES  := 20.10 26.1 28.5
+CORE        := ^(TestDemo|TestNetworkOption|TestNeighbours|TestLocks|TestLabelInTime|TestCrash|TestNothingIsLeft|TestUninstall)$$
 SOAKENGINES ?= $(ALLENGINES)
 
 # What docker plugin create makes. The name needs an owner: docs/adr/0012.
@@ -47,7 +48,7 @@ INSTALLED = $(ROOT)/bin/eipnet $(UNITS:%=$(ROOT)/lib/systemd/system/%) \
 	$(ROOT)/share/fish/vendor_completions.d/eipnet.fish $(ROOT)/share/man/man8/eipnet.8.gz
 RELOAD = if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
-.PHONY: build demo test unit netns e2e lint fmt fuzz bench soak golden tools clean install uninstall release deb image rootfs plugin help
+.PHONY: build demo test unit netns e2e core lint fmt fuzz bench soak golden tools clean install uninstall release deb image rootfs plugin help
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +59,7 @@ build: ## bin/eipnet, static
 demo: tools build ## two containers, two NICs, two public addresses, on a simulated cloud with a real engine
 	$(GO) run ./test/demo -eipnet bin/eipnet -engine $(firstword $(ENGINES))
 
-test: tools unit netns fuzz e2e lint ## everything; installs what it needs
+test: tools unit netns fuzz e2e core lint ## everything; installs what it needs
 
 unit: ## tests that need neither root nor an engine
 	$(GO) vet ./...
@@ -71,6 +72,11 @@ netns: tools ## tests with the kernel, in network namespaces of their own (root)
 e2e: tools build ## tests with a real Docker Engine in the simulated cloud (root)
 	for engine in $(ENGINES); do \
 	  EIPNET_ENGINE=$$engine EIPNET_BIN=$(CURDIR)/bin/eipnet $(GO) test -p 1 -count=1 -timeout $(E2ETIMEOUT) $(if $(RUN),-run '$(RUN)') ./test/...; \
+	done
+
+core: tools build ## the core of them with the engines that e2e was not run with
+	for engine in $(filter-out $(ENGINES),$(ALLENGINES)); do \
+	  $(MAKE) e2e ENGINES=$$engine RUN='$(CORE)'; \
 	done
 
 golden: tools build ## rewrite golden files, docs/packet-path.md and docs/bridge-parity.md from what the tests capture

@@ -207,7 +207,7 @@ func (r *rig) frozen(t *testing.T, away time.Duration) {
 // flood has Docker send events by the thousand while containers start.
 func (r *rig) flood(t *testing.T, p *apiProxy) {
 	t.Helper()
-	n, events := 4, 1000
+	n, events := 4, 400
 	if soak() {
 		n, events = 40, 10_000
 	}
