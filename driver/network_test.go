@@ -23,7 +23,7 @@ const (
 	nicList      = "NICs of this host: eth0 (172.31.0.8, primary), eth1 (172.31.0.14)"
 	networkAll   = "accepted: eip.nic, eip.ip, eip.public, eip.mac, eip.ip6, eip.fallback, eip.except, eip.allow, eip.lock, com.docker.network.bridge.name, " +
 		"com.docker.network.bridge.enable_icc, com.docker.network.bridge.enable_ip_masquerade, com.docker.network.bridge.host_binding_ipv4, " +
-		"com.docker.network.bridge.gateway_mode_ipv4=nat, com.docker.network.bridge.gateway_mode_ipv6=nat, " +
+		"com.docker.network.bridge.gateway_mode_ipv4=nat|isolated, com.docker.network.bridge.gateway_mode_ipv6=nat|isolated, " +
 		"com.docker.network.driver.mtu, com.docker.network.container_iface_prefix, com.docker.network.advertise_addr_nmsgs, com.docker.network.advertise_addr_ms"
 )
 
@@ -104,7 +104,11 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		},
 		{
 			"gateway mode", generic("com.docker.network.bridge.gateway_mode_ipv4", "routed"),
-			"com.docker.network.bridge.gateway_mode_ipv4=routed is not supported on eipnet networks, only nat is: containers leave with a NIC's address and are reached by published ports",
+			"com.docker.network.bridge.gateway_mode_ipv4=routed is not supported on eipnet networks, only nat and, with --internal, isolated are: containers leave with a NIC's address and are reached by published ports only",
+		},
+		{
+			"isolated, and not internal", generic("com.docker.network.bridge.gateway_mode_ipv6", "isolated"),
+			"com.docker.network.bridge.gateway_mode_ipv6=isolated is for --internal networks only",
 		},
 		{"no boolean", generic("com.docker.network.bridge.enable_icc", "off"), `com.docker.network.bridge.enable_icc="off" is neither true nor false`},
 		{"no host address", generic("com.docker.network.bridge.host_binding_ipv4", "::1"), `com.docker.network.bridge.host_binding_ipv4="::1" is no IPv4 address`},
@@ -234,6 +238,35 @@ func TestCreateNetworkRollsBack(t *testing.T) {
 	h.fails("CreateNetwork", req, "storing network second: disk full")
 }
 
+// TestIsolated: the bridge of an isolated network has no address.
+func TestIsolated(t *testing.T) {
+	for _, tc := range []struct {
+		mode4, mode6 string
+		want4, want6 string
+	}{
+		{"isolated", "isolated", "", ""},
+		{"nat", "isolated", "172.19.0.1", ""},
+		{"isolated", "nat", "", "fd00:9::1"},
+	} {
+		h := newHarness(t)
+		req := networkReq(netID, object{"com.docker.network.bridge.gateway_mode_ipv4": tc.mode4, "com.docker.network.bridge.gateway_mode_ipv6": tc.mode6})
+		options := req["Options"].(object)
+		options["com.docker.network.internal"], options["com.docker.network.enable_ipv6"] = true, true
+		req["IPv6Data"] = []object{{"Pool": "fd00:9::/64", "Gateway": "fd00:9::1/64"}}
+		h.ok("CreateNetwork", req)
+		n := h.Store.Networks()[0]
+		got := func(a netip.Addr) string {
+			if !a.IsValid() {
+				return ""
+			}
+			return a.String()
+		}
+		if got(n.Gateway4) != tc.want4 || got(n.Gateway6) != tc.want6 {
+			t.Errorf("%s, %s: gateways %v and %v", tc.mode4, tc.mode6, n.Gateway4, n.Gateway6)
+		}
+	}
+}
+
 // What the page about Docker's bridge lists as refused is refused.
 func TestRefused(t *testing.T) {
 	for key, why := range driver.Refused() {
@@ -242,8 +275,8 @@ func TestRefused(t *testing.T) {
 		case aux:
 			req["IPv4Data"].([]object)[0]["AuxAddresses"] = object{name: "172.19.0.254/16"}
 		default:
-			option, _, _ := strings.Cut(name, " ")
-			req = networkReq(netID, object{option: "x"})
+			option, value, _ := strings.Cut(name, "=")
+			req = networkReq(netID, object{option: value})
 		}
 		if _, got := newHarness(t).call("CreateNetwork", req); !strings.Contains(got, "not supported on eipnet networks") || !strings.Contains(got, why) {
 			t.Errorf("%s: %q", key, got)

@@ -30,16 +30,18 @@ const (
 	optICC       = "com.docker.network.bridge.enable_icc"
 	optMasq      = "com.docker.network.bridge.enable_ip_masquerade"
 	optBinding   = "com.docker.network.bridge.host_binding_ipv4"
-	optGateMode4 = "com.docker.network.bridge.gateway_mode_ipv4" // nat only
-	optGateMode6 = "com.docker.network.bridge.gateway_mode_ipv6" // nat only
+	optGateMode4 = "com.docker.network.bridge.gateway_mode_ipv4"
+	optGateMode6 = "com.docker.network.bridge.gateway_mode_ipv6"
 	optMTU       = "com.docker.network.driver.mtu"
 	optIfPrefix  = "com.docker.network.container_iface_prefix"
 	optAdvertN   = "com.docker.network.advertise_addr_nmsgs" // read by libnetwork itself
 	optAdvertMs  = "com.docker.network.advertise_addr_ms"    // read by libnetwork itself
 )
 
+const gateIsolated = "isolated" // a gateway mode: there is none
+
 const acceptedNetworkKeys = "accepted: eip.nic, eip.ip, eip.public, eip.mac, eip.ip6, eip.fallback, eip.except, eip.allow, eip.lock, " +
-	optBridge + ", " + optICC + ", " + optMasq + ", " + optBinding + ", " + optGateMode4 + "=nat, " + optGateMode6 + "=nat, " +
+	optBridge + ", " + optICC + ", " + optMasq + ", " + optBinding + ", " + optGateMode4 + "=nat|isolated, " + optGateMode6 + "=nat|isolated, " +
 	optMTU + ", " + optIfPrefix + ", " + optAdvertN + ", " + optAdvertMs
 
 // refusedNetworkKeys are options of Docker's bridge that have no place here, and why.
@@ -63,7 +65,9 @@ func Refused() map[string]string {
 		out["--aux-address "+key+"=…"] = "containers leave by their bridge's address, which is --gateway"
 	}
 	for _, key := range []string{optGateMode4, optGateMode6} {
-		out[key+" other than nat"] = "containers leave with a NIC's address and are reached by published ports"
+		for _, mode := range []string{"routed", "nat-unprotected"} {
+			out[key+"="+mode] = "containers leave with a NIC's address and are reached by published ports only"
+		}
 	}
 	return out
 }
@@ -104,7 +108,22 @@ func parseNetwork(req createNetworkRequest) (model.Network, error) {
 			return model.Network{}, fmt.Errorf("%s=%d is too small for IPv6, which needs 1280", optMTU, n.MTU)
 		}
 	}
-	return n, nil
+	return n, isolate(&n, generic)
+}
+
+// isolate leaves the bridge of an isolated network without an address, so that
+// its containers and the host do not reach each other.
+func isolate(n *model.Network, generic map[string]string) error {
+	for key, gateway := range map[string]*netip.Addr{optGateMode4: &n.Gateway4, optGateMode6: &n.Gateway6} {
+		switch {
+		case generic[key] != gateIsolated:
+		case !n.Internal:
+			return fmt.Errorf("%s=%s is for --internal networks only", key, gateIsolated)
+		default:
+			*gateway = netip.Addr{}
+		}
+	}
+	return nil
 }
 
 // setNetworkOptions judges the -o options: what is not known is an error, as a
@@ -158,8 +177,8 @@ func setNetworkOption(n *model.Network, key, value string) error {
 		}
 		n.HostBinding = addr
 	case optGateMode4, optGateMode6:
-		if value != "nat" {
-			return fmt.Errorf("%s=%s is not supported on eipnet networks, only nat is: containers leave with a NIC's address and are reached by published ports", key, value)
+		if value != "nat" && value != gateIsolated {
+			return fmt.Errorf("%s=%s is not supported on eipnet networks, only nat and, with --internal, %s are: containers leave with a NIC's address and are reached by published ports only", key, value, gateIsolated)
 		}
 	case optMTU:
 		mtu, err := strconv.Atoi(value)

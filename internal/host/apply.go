@@ -195,12 +195,14 @@ func (a *applying) alwaysRouted(name string) {
 }
 
 // switchOff sets a switch of a device of ours to 0; one that is not there is none.
-func (a *applying) switchOff(path string) {
+func (a *applying) switchOff(path string) { a.switchTo(path, "0") }
+
+func (a *applying) switchTo(path, value string) {
 	now, err := a.readSysctl(path)
-	if err != nil || now == "0" {
+	if err != nil || now == value {
 		return
 	}
-	if err := a.writeSysctl(path, "0"); err != nil {
+	if err := a.writeSysctl(path, value); err != nil {
 		a.log.Debug("switch of an own device not set", slog.String("sysctl", path), slog.Any("err", err))
 		return
 	}

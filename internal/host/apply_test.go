@@ -365,6 +365,7 @@ func TestBridgeIsMadeMendedAndRemoved(t *testing.T) {
 		want := plan.Links{Null: true, Bridges: []plan.BridgeLink{
 			{Name: "eip_bridge", NetworkID: "abc", MTU: 1450, Addrs: prefixes("172.19.0.1/16", "fd19::1/64")},
 			{Name: "eip_two", NetworkID: "def", Addrs: prefixes("172.20.0.1/16")},
+			{Name: "eip_iso", NetworkID: "ghi", NoIPv6: true},
 		}}
 		check := func() {
 			t.Helper()
@@ -377,6 +378,9 @@ func TestBridgeIsMadeMendedAndRemoved(t *testing.T) {
 			if !strings.Contains(addrs, "172.19.0.1/16") || !strings.Contains(addrs, "fd19::1/64") || strings.Contains(addrs, "tentative") || strings.Count(addrs, "inet") != 2 {
 				t.Errorf("addresses:\n%s", addrs)
 			}
+			if addrs := ip(t, "addr show dev eip_iso"); !strings.Contains(addrs, "UP") || strings.Contains(addrs, "inet") {
+				t.Errorf("the isolated bridge:\n%s", addrs)
+			}
 			for _, s := range []string{conf6("eip_bridge", "accept_ra"), conf4("eip_bridge", "ignore_routes_with_linkdown"), conf4(model.NullDevice, "ignore_routes_with_linkdown")} {
 				if got := sysctlValue(t, s); got != "0" {
 					t.Errorf("%s is %s", s, got)
@@ -388,6 +392,7 @@ func TestBridgeIsMadeMendedAndRemoved(t *testing.T) {
 		check()
 		mac := link(t, h, "eip_bridge").Attrs().HardwareAddr.String()
 
+		setSysctl(t, conf6("eip_iso", "disable_ipv6"), "0")
 		ip(t, "link set eip_bridge down", "link set eip_bridge mtu 1400", "addr del 172.19.0.1/16 dev eip_bridge",
 			"addr add 10.66.0.1/24 dev eip_bridge", "link set "+model.NullDevice+" down", "link set "+model.NullDevice+" arp on",
 			"addr add 10.67.0.1/24 dev "+model.NullDevice, "link add stray type veth peer name stray1", "link set stray master "+model.NullDevice)

@@ -40,7 +40,10 @@ func (a *applying) bridge(want plan.BridgeLink) {
 	// While its link-local address is being tried (it begins with the first
 	// port, and takes a second or two) the bridge could ask for no neighbour.
 	a.switchOff(conf6(want.Name, "accept_dad"))
-	if slices.ContainsFunc(want.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+	switch {
+	case want.NoIPv6:
+		a.switchTo(conf6(want.Name, "disable_ipv6"), "1")
+	case slices.ContainsFunc(want.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }):
 		a.switchOff(conf6(want.Name, "disable_ipv6"))
 	}
 	a.alwaysRouted(want.Name)

@@ -109,6 +109,7 @@ type BridgeLink struct {
 	Name      string
 	NetworkID string // recorded in the ifalias
 	MTU       int    // 0: the kernel's default
+	NoIPv6    bool   // not even a link-local address
 	Addrs     []netip.Prefix
 }
 

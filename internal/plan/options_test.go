@@ -42,6 +42,42 @@ func TestBridgeOptions(t *testing.T) {
 	}
 }
 
+// TestIsolatedBridge: one without an address has no IPv6 at all, by which nothing
+// could be routed.
+func TestIsolatedBridge(t *testing.T) {
+	for _, tc := range []struct {
+		gateway4, gateway6 string
+		noIPv6             bool
+		routes             []string
+	}{
+		{"172.19.0.1", "fd00:9::1", false, []string{"172.19.0.0/16", "fd00:9::/64"}},
+		{"172.19.0.1", "", true, []string{"172.19.0.0/16"}},
+		{"", "fd00:9::1", false, []string{"172.19.0.0/16", "fd00:9::/64"}},
+		{"", "", true, []string{"172.19.0.0/16"}},
+	} {
+		in := snapshot(endpoint(100, nil))
+		in.Host.IPv6 = true
+		n := &in.Networks[0]
+		n.Internal, n.Subnet6 = true, prefix("fd00:9::/64")
+		n.Gateway4, _ = netip.ParseAddr(tc.gateway4)
+		n.Gateway6, _ = netip.ParseAddr(tc.gateway6)
+		d, _ := plan.Compute(in)
+		b := d.Links.Bridges[0]
+		if b.NoIPv6 != tc.noIPv6 || (len(b.Addrs) > 0) != (tc.gateway4+tc.gateway6 != "") {
+			t.Errorf("gateways %q and %q: %+v", tc.gateway4, tc.gateway6, b)
+		}
+		var routes []string
+		for _, r := range d.Routing.Routes {
+			if r.Dev == b.Name {
+				routes = append(routes, r.Dst.String())
+			}
+		}
+		if diff := cmp.Diff(tc.routes, routes); diff != "" {
+			t.Errorf("gateways %q and %q: routes (-want +got)\n%s", tc.gateway4, tc.gateway6, diff)
+		}
+	}
+}
+
 // The bridge routes loopback sources only while a port is published on 127.0.0.1.
 func TestLoopbackPorts(t *testing.T) {
 	for name, tt := range map[string]struct {

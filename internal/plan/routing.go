@@ -23,6 +23,7 @@ func (c *compute) links() Links {
 				b.Addrs = append(b.Addrs, netip.PrefixFrom(s.Gateway, s.Prefix.Bits()))
 			}
 		}
+		b.NoIPv6 = len(b.Addrs) == 0 || n.Subnet6.IsValid() && !n.Gateway6.IsValid()
 		l.Bridges = append(l.Bridges, b)
 	}
 	slices.SortFunc(l.Bridges, func(a, b BridgeLink) int { return cmp.Compare(a.Name, b.Name) })
@@ -164,9 +165,11 @@ func (c *compute) bridges() []model.Bridge {
 	return out
 }
 
+// inside routes a bridge's subnets. By a bridge without an IPv6 address nothing
+// can be routed: its IPv6 may be off.
 func (c *compute) inside(r *Routing, f model.Family, bridge string, subnets []model.Subnet) {
 	for _, s := range subnets {
-		if model.FamilyOf(s.Prefix.Addr()) == f {
+		if model.FamilyOf(s.Prefix.Addr()) == f && (f == model.IPv4 || s.Gateway.IsValid()) {
 			r.Routes = append(r.Routes, Route{Family: f, Table: model.TableInside, Dst: s.Prefix.Masked(), Dev: bridge, Src: s.Gateway})
 		}
 	}

@@ -25,6 +25,7 @@ func TestBadInput(t *testing.T) {
 	}
 	r.createNetwork()
 	r.run(t, "good", "--label", "eip.nic=eth0", "-p", "8090:8080")
+	r.letThrough()
 	l := listenOnHost(t, r, r.Addr("eth1").String()+":8096")
 	defer l.Close()
 	before, err := r.HostState(t.Context())

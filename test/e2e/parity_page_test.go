@@ -45,6 +45,7 @@ const (
 	toClosed    = "its own address, a port that is not published"
 	toUnmapped  = "a NIC's address, a port that is not published"
 	toInner     = "a container of an `--internal` network, its own address"
+	toIsolated  = "a container of an isolated `--internal` network, its own address"
 	toSiteTCP   = "the Internet, TCP"
 	toSiteUDP   = "the Internet, UDP"
 	toHost      = "a service of the host, at eth0's address"
@@ -132,6 +133,7 @@ func (s *side) questions() []question {
 	add("tcp", toDirect, s.addr(v4, "1", 10), s.addr(v6, "1", 10), 8081, everywhere...)
 	add("udp", toClosed, s.addr(v4, "1", 11), s.addr(v6, "1", 11), 8080, fromSite, fromHost, fromSame, fromOther, fromForeign)
 	add("tcp", toInner, s.addr(v4, "3", 10), s.addr(v6, "3", 10), 8081, fromSite, fromHost, fromInPeer, fromSame, fromOther, fromForeign)
+	add("tcp", toIsolated, s.addr(v4, "4", 10), s.addr(v6, "4", 10), 8081, fromSite, fromHost, fromIsoPeer, fromSame, fromOther)
 	nic("tcp", toUnmapped, "eth0", 8081, fromSite, fromHost, fromSame)
 	add("tcp", toSiteTCP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
 	add("udp", toSiteUDP, lab.SiteAddr, lab.SiteAddr6, 7, fromSame, fromPinned, fromInner)
@@ -144,6 +146,8 @@ const parityIntro = `# Docker's bridge and eipnet
 What a user who swaps ` + "`-d bridge` for `-d eipnet`" + ` has to expect. This page is not written by hand: ` + "`TestBridgeParity`" + ` starts the same
 containers on both in one lab (engine 28.5, networks with IPv4 and IPv6), asks from everywhere, and fails when it sees something else, or a difference for which no
 reason is given. ` + "`make golden`" + ` rewrites it.
+
+*Isolated* are networks with ` + "`-o com.docker.network.bridge.gateway_mode_ipv4=isolated`" + ` and the same for IPv6: their bridge has no address.
 
 A cell says as whom the asker is seen: *as itself* (with its own address), *as the bridge* (with the bridge's address), *as eth0* (with that NIC's, which outside is its EIP); *no*: it
 does not get there. Where both drivers and both families agree there is one word for all.

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -246,6 +247,17 @@ func (r *rig) createNetwork(options ...string) {
 	r.t.Helper()
 	args := []string{"network", "create", "-d", "eipnet", "--subnet", subnet, "-o", "com.docker.network.bridge.name=" + bridge}
 	r.docker(append(append(args, options...), network)...)
+}
+
+// letThrough waits for the network's accepts, which come a moment after it.
+func (r *rig) letThrough() {
+	r.t.Helper()
+	r.eventually("the network to be let through", func() error {
+		if out := r.on("iptables", "-S"); !strings.Contains(out, "-A EIPNET-FORWARD -i "+bridge+" ") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 // run starts a container of the test image on the network and removes it with the (sub)test.
