@@ -37,20 +37,13 @@ func attach(fd int, filter []unix.SockFilter) error {
 	return nil
 }
 
-// filtered has the socket drop what its proxy is not for.
-func filtered(socket *os.File, to Proxied) error {
-	filter := keepAll
-	switch {
-	case !to.To.IsValid():
-		filter = dropAll
-	case to.Loopback:
-		filter = loopbackOnly
-	}
-	raw, err := socket.SyscallConn()
+// control does something with the file's descriptor.
+func control(file *os.File, fn func(fd int) error) error {
+	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
-	if gone := raw.Control(func(fd uintptr) { err = attach(int(fd), filter) }); gone != nil {
+	if gone := raw.Control(func(fd uintptr) { err = fn(int(fd)) }); gone != nil {
 		return gone
 	}
 	return err

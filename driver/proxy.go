@@ -1,14 +1,17 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/ipv6"
@@ -24,59 +27,110 @@ const (
 	proxyFlows = 256
 )
 
-// proxyDial is how long the container has to accept a connection, flowIdle how
-// long a UDP flow may be silent; the latter is docker-proxy's.
+// What all ports together may have open, and how many files one connection takes
+// at most: two sockets, and two pipes to splice. Half of the files that the process may
+// open, at least, is for the rest of the daemon.
 const (
-	proxyDial = 10 * time.Second
-	flowIdle  = 90 * time.Second
+	proxiedAtMost = 4096
+	filesOfEach   = 6
 )
+
+// proxyDial is how long the container has to accept a connection.
+const proxyDial = 10 * time.Second
 
 // acceptPause is how long nothing is accepted after that failed: the process
 // has too many files open.
 const acceptPause = 100 * time.Millisecond
 
-// maxDatagram is the longest UDP payload.
-const maxDatagram = 65535
+// shared is what the proxies of all ports have together.
+type shared struct {
+	log   *slog.Logger
+	slots chan struct{}                   // of connections and flows
+	udp   atomic.Pointer[map[uint16]bool] // ports of UDP
+}
+
+func newShared(log *slog.Logger) *shared {
+	n := proxiedAtMost
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		n = int(min(uint64(n), files.Cur/2/filesOfEach))
+	}
+	s := &shared{log: cmp.Or(log, slog.New(slog.DiscardHandler)), slots: make(chan struct{}, n)}
+	s.udp.Store(new(map[uint16]bool))
+	return s
+}
+
+// take reports whether one more may be open.
+func (s *shared) take() bool {
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *shared) give() { <-s.slots }
 
 // proxy takes what comes to a published port to its container, by connections of
 // its own, as docker-proxy does: the container sees the bridge's address.
 type proxy struct {
-	cancel context.CancelFunc
-	socket io.Closer
-	wg     sync.WaitGroup
+	*shared
+	reserved *os.File
+	proto    model.Proto
+	to       netip.AddrPort
+	cancel   context.CancelFunc
+	socket   io.Closer
+	wg       sync.WaitGroup
 }
 
-// startProxy serves a reserved socket, if there is anything to do. The socket
-// stays reserved when the proxy ends.
-func startProxy(socket *os.File, proto model.Proto, to Proxied) (*proxy, error) {
-	if !to.To.IsValid() {
-		return nil, filtered(socket, to)
-	}
+// startProxy serves a reserved socket. That stays reserved when the proxy ends.
+func startProxy(reserved *os.File, proto model.Proto, to Proxied, s *shared) (*proxy, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &proxy{cancel: cancel}
-	err := p.serve(ctx, socket, proto, to.To)
+	p := &proxy{shared: s, reserved: reserved, proto: proto, to: to.To, cancel: cancel}
+	err := control(reserved, func(fd int) error { return prepare(fd, proto, to.Mark) })
 	if err == nil {
-		err = filtered(socket, to)
+		err = p.serve(ctx)
+	}
+	if err == nil {
+		filter := keepAll
+		if to.Loopback {
+			filter = loopbackOnly
+		}
+		err = control(reserved, func(fd int) error { return attach(fd, filter) })
 	}
 	if err != nil {
-		p.close()
-		return nil, errors.Join(err, filtered(socket, Proxied{}))
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
-func (p *proxy) serve(ctx context.Context, socket *os.File, proto model.Proto, to netip.AddrPort) error {
-	switch proto {
+// prepare has answers leave by the NIC of the address that was asked, or not at all.
+func prepare(fd int, proto model.Proto, mark model.Mark) error {
+	if proto == model.UDP {
+		// With it, answers would be sent from an address that is gone.
+		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 0); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_FREEBIND", err)
+		}
+	}
+	if now, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err == nil && now == int(mark) {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+}
+
+func (p *proxy) serve(ctx context.Context) error {
+	switch p.proto {
 	case model.TCP:
-		l, err := net.FileListener(socket)
+		l, err := net.FileListener(p.reserved)
 		if err != nil {
 			return err
 		}
 		p.socket = l
-		p.wg.Go(func() { p.accept(ctx, l, to) })
+		p.wg.Go(func() { p.accept(ctx, l) })
 		return nil
 	case model.UDP:
-		c, err := net.FilePacketConn(socket)
+		c, err := net.FilePacketConn(p.reserved)
 		if err != nil {
 			return err
 		}
@@ -86,23 +140,53 @@ func (p *proxy) serve(ctx context.Context, socket *os.File, proto model.Proto, t
 		if err := at.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
 			return err
 		}
-		flows := &flows{at: at, to: to, by: make(map[flowKey]*flow)}
-		p.wg.Go(func() { p.receive(ctx, flows) })
+		f := &flows{proxy: p, at: at, by: make(map[flowKey]*flow)}
+		p.wg.Go(func() { f.receive(ctx) })
 		return nil
 	}
-	return fmt.Errorf("%v has no proxy", proto)
+	return fmt.Errorf("%v has no proxy", p.proto)
 }
 
-// close ends it with all its connections, and waits for that. On nil it does nothing.
-func (p *proxy) close() {
+// close ends it with all its connections, and with what waits to be one, which is
+// not for who has the port next. On nil it does nothing.
+func (p *proxy) close() error {
 	if p == nil {
-		return
+		return nil
 	}
+	err := control(p.reserved, func(fd int) error { return attach(fd, dropAll) })
 	p.cancel()
 	if p.socket != nil {
 		_ = p.socket.Close()
 	}
 	p.wg.Wait()
+	return errors.Join(err, control(p.reserved, func(fd int) error { return drain(fd, p.proto) }))
+}
+
+// drain throws away what waits at a socket.
+func drain(fd int, proto model.Proto) error {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	var buf [1]byte
+	for {
+		var err error
+		if proto == model.TCP {
+			var conn int
+			if conn, _, err = unix.Accept4(fd, unix.SOCK_CLOEXEC); err == nil {
+				_ = unix.SetsockoptLinger(conn, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+				_ = unix.Close(conn)
+			}
+		} else {
+			_, _, err = unix.Recvfrom(fd, buf[:], unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		}
+		switch {
+		case err == nil, errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		default:
+			return os.NewSyscallError("emptying a socket", err)
+		}
+	}
 }
 
 // pause waits; false: it is over.
@@ -117,34 +201,45 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (p *proxy) accept(ctx context.Context, l net.Listener, to netip.AddrPort) {
-	slots := make(chan struct{}, proxyConns)
+func (p *proxy) accept(ctx context.Context, l net.Listener) {
+	room := make(chan struct{}, proxyConns)
+	failed := false // already said
 	for {
 		select {
-		case slots <- struct{}{}:
+		case room <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
 		conn, err := l.Accept()
 		if err != nil {
-			if <-slots; !pause(ctx, acceptPause) {
+			if <-room; !failed && ctx.Err() == nil {
+				p.log.Warn("a published port does not accept", slog.String("port", l.Addr().String()), slog.Any("err", err))
+				failed = true
+			}
+			if !pause(ctx, acceptPause) {
 				return
 			}
 			continue
 		}
+		failed = false
 		p.wg.Go(func() {
-			defer func() { <-slots }()
-			connect(ctx, conn.(*net.TCPConn), to)
+			defer func() { <-room }()
+			p.connect(ctx, conn.(*net.TCPConn))
 		})
 	}
 }
 
 // connect passes on what both sides say, until both are done or one fails. The
 // one that is left is reset.
-func connect(ctx context.Context, in *net.TCPConn, to netip.AddrPort) {
+func (p *proxy) connect(ctx context.Context, in *net.TCPConn) {
 	defer in.Close()
+	if !p.take() {
+		_ = in.SetLinger(0)
+		return
+	}
+	defer p.give()
 	dialer := net.Dialer{Timeout: proxyDial}
-	conn, err := dialer.DialContext(ctx, "tcp", to.String())
+	conn, err := dialer.DialContext(ctx, "tcp", p.to.String())
 	if err != nil {
 		_ = in.SetLinger(0)
 		return
@@ -167,127 +262,4 @@ func connect(ctx context.Context, in *net.TCPConn, to netip.AddrPort) {
 	both.Go(func() { pass(out, in) })
 	both.Go(func() { pass(in, out) })
 	both.Wait()
-}
-
-// flowKey is who sends datagrams, and to which of the host's addresses.
-type flowKey struct {
-	from netip.AddrPort
-	at   netip.Addr
-}
-
-type flow struct {
-	conn *net.UDPConn // to the container
-	last time.Time    // when either side said something
-}
-
-// flows are the UDP conversations of one port.
-type flows struct {
-	at *ipv6.PacketConn
-	to netip.AddrPort
-
-	mu sync.Mutex
-	by map[flowKey]*flow
-}
-
-func (p *proxy) receive(ctx context.Context, f *flows) {
-	defer f.closeAll()
-	own := f.at.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	buf := make([]byte, maxDatagram)
-	for {
-		n, cm, addr, err := f.at.ReadFrom(buf)
-		if err != nil || cm == nil {
-			if err != nil && !pause(ctx, acceptPause) {
-				return
-			}
-			continue
-		}
-		from := addr.(*net.UDPAddr).AddrPort()
-		at, ok := netip.AddrFromSlice(cm.Dst)
-		if !ok || from.Port() == own && from.Addr().WithZone("") == at {
-			continue // a forged one, which would be answered forever
-		}
-		conn := f.find(flowKey{from, at})
-		if conn == nil {
-			if conn, err = f.open(flowKey{from, at}); err != nil {
-				continue
-			}
-			answer := &ipv6.ControlMessage{Src: cm.Dst}
-			if at.IsLinkLocalUnicast() {
-				answer.IfIndex = cm.IfIndex
-			}
-			p.wg.Go(func() { f.answer(flowKey{from, at}, conn, answer, addr) })
-		}
-		_, _ = conn.Write(buf[:n]) // a container's refusal is not for the next datagram
-	}
-}
-
-// find returns the connection of a flow, and has it live on; nil: there is none.
-func (f *flows) find(k flowKey) *net.UDPConn {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now, ok := f.by[k]
-	if !ok {
-		return nil
-	}
-	now.last = time.Now()
-	_ = now.conn.SetReadDeadline(now.last.Add(flowIdle))
-	return now.conn
-}
-
-// open begins a flow.
-func (f *flows) open(k flowKey) (*net.UDPConn, error) {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.by) >= proxyFlows {
-		var oldest flowKey
-		for k, o := range f.by {
-			if first := f.by[oldest]; first == nil || o.last.Before(first.last) {
-				oldest = k
-			}
-		}
-		_ = f.by[oldest].conn.Close() // answer removes it
-		delete(f.by, oldest)
-	}
-	now := time.Now()
-	_ = conn.SetReadDeadline(now.Add(flowIdle))
-	f.by[k] = &flow{conn, now}
-	return conn, nil
-}
-
-// answer passes on what the container says, until nobody has said anything for long.
-func (f *flows) answer(k flowKey, conn *net.UDPConn, as *ipv6.ControlMessage, to net.Addr) {
-	defer f.end(k, conn)
-	buf := make([]byte, maxDatagram)
-	for {
-		n, err := conn.Read(buf)
-		switch {
-		case errors.Is(err, unix.ECONNREFUSED):
-			continue // nobody listens there now
-		case err != nil || f.find(k) != conn:
-			return
-		}
-		_, _ = f.at.WriteTo(buf[:n], as, to)
-	}
-}
-
-// end forgets a flow, unless another has its place.
-func (f *flows) end(k flowKey, conn *net.UDPConn) {
-	_ = conn.Close()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if now := f.by[k]; now != nil && now.conn == conn {
-		delete(f.by, k)
-	}
-}
-
-func (f *flows) closeAll() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, now := range f.by {
-		_ = now.conn.Close()
-	}
 }

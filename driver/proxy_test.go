@@ -30,12 +30,21 @@ func hold(t *testing.T, claims ...driver.Claim) *driver.Reserver {
 	if _, err := listen(t, model.TCP, loopback6, 0); err != nil {
 		t.Skip("no IPv6 here")
 	}
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	t.Cleanup(r.Close)
+	claim(t, r, claims...)
+	return r
+}
+
+// claim reserves and serves.
+func claim(t *testing.T, r *driver.Reserver, claims ...driver.Claim) {
+	t.Helper()
 	if errs := r.Set(claims); errs != nil {
 		t.Fatal(errs)
 	}
-	return r
+	if err := r.Serve(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // container listens on 127.0.0.1 and serves each connection; it returns where.
@@ -125,9 +134,7 @@ func TestProxyResets(t *testing.T) {
 		return c
 	}
 	for _, to := range []netip.AddrPort{to, next} {
-		if errs := r.Set([]driver.Claim{proxied(model.TCP, loopback6, port, to)}); errs != nil {
-			t.Fatal(errs)
-		}
+		claim(t, r, proxied(model.TCP, loopback6, port, to))
 		c := ping()
 		defer func() {
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -139,6 +146,51 @@ func TestProxyResets(t *testing.T) {
 	// Nothing that remains of the connections keeps the next from the port.
 	if errs := r.Set([]driver.Claim{app(model.TCP, loopback6, port)}); errs != nil {
 		t.Errorf("reserved again: %v", errs)
+	}
+}
+
+// What waits when a port's proxy ends is not for who has the port next.
+func TestProxyForgetsWhatWaits(t *testing.T) {
+	port := freePort(t, model.TCP)
+	at := netip.AddrPortFrom(loopback6, port)
+	first := container(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	next := container(t, func(c net.Conn) { _, _ = c.Write([]byte("from the next")) })
+	r := hold(t, proxied(model.TCP, loopback6, port, first))
+	for range 1024 { // what one port has room for
+		c := dial(t, "tcp", at)
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waits := dial(t, "tcp", at)
+	claim(t, r, app(model.TCP, loopback6, port))
+	if _, err := waits.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("what waited: %v", err)
+	}
+	unanswered(t, at)
+	claim(t, r, proxied(model.TCP, loopback6, port, next))
+	if got, err := io.ReadAll(dial(t, "tcp", at)); err != nil || string(got) != "from the next" {
+		t.Errorf("the next: %q, %v", got, err)
+	}
+}
+
+// A proxy is heard when it serves, and not before.
+func TestProxyServesLater(t *testing.T) {
+	port := freePort(t, model.TCP)
+	r := hold(t)
+	to := container(t, func(c net.Conn) { _, _ = c.Write([]byte("hello")) })
+	if errs := r.Set([]driver.Claim{proxied(model.TCP, loopback6, port, to)}); errs != nil {
+		t.Fatal(errs)
+	}
+	unanswered(t, netip.AddrPortFrom(loopback6, port))
+	if err := r.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(dial(t, "tcp", netip.AddrPortFrom(loopback6, port))); err != nil || string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
@@ -211,6 +263,38 @@ func TestProxyUDP(t *testing.T) {
 				t.Fatalf("at %v, client %d: got %d bytes (%q), %v", addr, i, n, got[:min(n, 20)], err)
 			}
 		}
+	}
+}
+
+// Two ports of this host that have a proxy do not talk to each other, as a forged
+// source would make them forever.
+func TestProxyUDPAnswersNoProxy(t *testing.T) {
+	server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	one, two := freePort(t, model.UDP), freePort(t, model.UDP)
+	// The other one is at an address that is away, so that the test has the port on ::1.
+	hold(t, proxied(model.UDP, loopback6, one, to), proxied(model.UDP, netip.MustParseAddr("::2"), two, to))
+	forged, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback6, two)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback6, one)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer forged.Close()
+	honest := dial(t, "udp", netip.AddrPortFrom(loopback6, one))
+	for _, c := range []net.Conn{forged, honest} {
+		if _, err := c.Write([]byte(c.LocalAddr().String())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := server.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, _, err := server.ReadFromUDPAddrPort(buf); err != nil || string(buf[:n]) != honest.LocalAddr().String() {
+		t.Errorf("the container heard %q, %v; want the honest one first", buf[:n], err)
 	}
 }
 

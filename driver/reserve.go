@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -33,7 +34,8 @@ type Claim struct {
 // Proxied says where a proxy takes what comes to a port; the zero one: there is none.
 type Proxied struct {
 	To       netip.AddrPort
-	Loopback bool // only what comes to ::1
+	Loopback bool       // only what comes to ::1
+	Mark     model.Mark // of its answers
 }
 
 // Reserver holds one bound socket per published host port, so that a clash is
@@ -42,6 +44,8 @@ type Proxied struct {
 // the port, and filters drop all that no proxy is for. The NAT rules take that
 // before; and when the rules are lost, it waits for them to come back.
 type Reserver struct {
+	shared *shared // by the proxies
+
 	mu   sync.Mutex
 	held map[Reservation]holding
 }
@@ -50,21 +54,24 @@ type holding struct {
 	socket *os.File
 	owner  string
 	to     Proxied
-	proxy  *proxy // nil: none
+	proxy  *proxy // nil: none yet
 }
 
 func (h holding) close() {
-	h.proxy.close()
+	_ = h.proxy.close()
 	_ = h.socket.Close()
 }
 
 // NewReserver returns a Reserver that holds nothing.
-func NewReserver() *Reserver { return &Reserver{held: make(map[Reservation]holding)} }
+func NewReserver(log *slog.Logger) *Reserver {
+	return &Reserver{shared: newShared(log), held: make(map[Reservation]holding)}
+}
 
 // Set makes the held sockets be exactly those that are claimed, one for each
 // reservation. It belongs to one claim: to its owner's of the last time, else
 // to the first by owner. What is still claimed is never unbound; what is not is
-// released first, so that a port can move from one address to all.
+// released first, so that a port can move from one address to all. Proxies that
+// are not claimed any more end, with all their connections.
 //
 // The result has an error for each claim that came to nothing, and is nil if
 // there is none. For a claim that is there twice it says that the second did.
@@ -105,7 +112,33 @@ func (r *Reserver) Set(claims []Claim) map[Claim]error {
 	return errs
 }
 
-// hold gives the claim its reservation's socket, and that the claim's proxy.
+// Serve begins the proxies that are claimed and do not run yet.
+func (r *Reserver) Serve() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ports := make(map[uint16]bool)
+	for res, h := range r.held {
+		if h.to.To.IsValid() && res.Proto == model.UDP {
+			ports[res.Port] = true
+		}
+	}
+	r.shared.udp.Store(&ports)
+	var errs []error
+	for res, h := range r.held {
+		if h.proxy != nil || !h.to.To.IsValid() {
+			continue
+		}
+		var err error
+		if h.proxy, err = startProxy(h.socket, res.Proto, h.to, r.shared); err != nil {
+			errs = append(errs, fmt.Errorf("taking what comes to %v to %v: %w", netip.AddrPortFrom(res.Addr, res.Port), h.to.To, err))
+			continue
+		}
+		r.held[res] = h
+	}
+	return errors.Join(errs...)
+}
+
+// hold gives the claim its reservation's socket.
 func (r *Reserver) hold(c Claim) error {
 	h, held := r.held[c.Reservation]
 	if !held {
@@ -116,17 +149,17 @@ func (r *Reserver) hold(c Claim) error {
 		h.socket = os.NewFile(uintptr(fd), "reserved port")
 	}
 	h.owner = c.Owner
-	var err error
 	if h.to != c.Proxy {
-		h.proxy.close()
+		err := h.proxy.close()
 		h.to, h.proxy = c.Proxy, nil
-		if h.proxy, err = startProxy(h.socket, c.Proto, c.Proxy); err != nil {
-			h.to = Proxied{}
-			err = fmt.Errorf("taking port %d of %v to %v: %w", c.Port, c.Addr, c.Proxy.To, err)
+		if err != nil { // it might go on being heard
+			h.close()
+			delete(r.held, c.Reservation)
+			return fmt.Errorf("ending the proxy of %v: %w", netip.AddrPortFrom(c.Addr, c.Port), err)
 		}
 	}
 	r.held[c.Reservation] = h
-	return err
+	return nil
 }
 
 // Close releases everything.

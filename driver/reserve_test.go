@@ -81,7 +81,7 @@ func TestReserver(t *testing.T) {
 						_ = c()
 					}
 				}
-				r := driver.NewReserver()
+				r := driver.NewReserver(nil)
 				t.Cleanup(r.Close)
 				port := freePort(t, proto)
 				want := app(proto, addr, port)
@@ -97,7 +97,7 @@ func TestReserver(t *testing.T) {
 					t.Errorf("another program got the port: %v", err)
 				}
 
-				other := driver.NewReserver()
+				other := driver.NewReserver(nil)
 				t.Cleanup(other.Close)
 				text := fmt.Sprintf("Bind for %v failed: port is already allocated", netip.AddrPortFrom(addr, port))
 				if errs := other.Set([]driver.Claim{want}); len(errs) != 1 || errs[want] == nil || errs[want].Error() != text {
@@ -125,7 +125,7 @@ func TestReserver(t *testing.T) {
 
 // Two addresses of one port are two reservations; all addresses and one clash.
 func TestReserverAddresses(t *testing.T) {
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	t.Cleanup(r.Close)
 	port := freePort(t, model.TCP)
 	one := app(model.TCP, loopback, port)
@@ -150,7 +150,7 @@ func TestReserverAddresses(t *testing.T) {
 
 // One socket stands for a port, and who had it first keeps it.
 func TestReserverOwners(t *testing.T) {
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	t.Cleanup(r.Close)
 	port := freePort(t, model.TCP)
 	by := func(addr netip.Addr, owner string) driver.Claim {
@@ -193,7 +193,7 @@ func TestReserverOwners(t *testing.T) {
 
 // A port that changes hands is free for nobody in between.
 func TestReserverHandsOverTheSocket(t *testing.T) {
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	t.Cleanup(r.Close)
 	c := app(model.UDP, loopback, freePort(t, model.UDP))
 	inode := func() string { return udpSocket(t, c.Port)[9] }
@@ -208,7 +208,7 @@ func TestReserverHandsOverTheSocket(t *testing.T) {
 }
 
 func TestReservedPortsDoNotAnswer(t *testing.T) {
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	t.Cleanup(r.Close)
 	tcp := app(model.TCP, loopback, freePort(t, model.TCP))
 	udp := app(model.UDP, loopback, freePort(t, model.UDP))
@@ -270,7 +270,7 @@ func TestPick(t *testing.T) {
 // Where the kernel has SCTP its ports are held as others are; elsewhere the
 // reason is said.
 func TestReserveSCTP(t *testing.T) {
-	r := driver.NewReserver()
+	r := driver.NewReserver(nil)
 	defer r.Close()
 	claim := app(model.SCTP, loopback, 42410)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP)

@@ -70,7 +70,7 @@ func differing[T comparable](a, b []T, by func(a, b T) int) (onlyA, onlyB []T) {
 func clone(fw plan.Firewall) plan.Firewall {
 	fw.NICs, fw.Uplinks = slices.Clone(fw.NICs), slices.Clone(fw.Uplinks)
 	fw.Locked, fw.Inside, fw.Internal = slices.Clone(fw.Locked), slices.Clone(fw.Inside), slices.Clone(fw.Internal)
-	fw.NoForward = slices.Clone(fw.NoForward)
+	fw.NoForward, fw.Proxied = slices.Clone(fw.NoForward), slices.Clone(fw.Proxied)
 	fw.Watched, fw.Ours, fw.Local = slices.Clone(fw.Watched), slices.Clone(fw.Ours), slices.Clone(fw.Local)
 	fw.Own, fw.OurSubnets = slices.Clone(fw.Own), slices.Clone(fw.OurSubnets)
 	fw.Masqueraded, fw.Apart = slices.Clone(fw.Masqueraded), slices.Clone(fw.Apart)

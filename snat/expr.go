@@ -87,9 +87,12 @@ func ctSaddr(f model.Family, direction uint32) field {
 	}}
 }
 
-func dport() field {
+func sport() field { return transport(0) }
+func dport() field { return transport(2) }
+
+func transport(offset uint32) field {
 	return field{2, func(reg uint32) expr.Any {
-		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
+		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
 	}}
 }
 

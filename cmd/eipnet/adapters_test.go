@@ -28,7 +28,7 @@ func TestReservations(t *testing.T) {
 	port := func(endpoint, to string) plan.Port {
 		return plan.Port{Endpoint: endpoint, Forward: plan.Forward{Proto: model.TCP, Addr: loopback, Port: free, To: netip.MustParseAddrPort(to)}}
 	}
-	sockets := driver.NewReserver()
+	sockets := driver.NewReserver(nil)
 	t.Cleanup(sockets.Close)
 	r := reservations{sockets}
 	text := "Bind for " + netip.AddrPortFrom(loopback, free).String() + " failed: port is already allocated"

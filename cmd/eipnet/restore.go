@@ -68,7 +68,7 @@ func restore(ctx context.Context, o serveOptions, out io.Writer) error {
 		return err
 	}
 	defer hands.close()
-	ports := driver.NewReserver()
+	ports := driver.NewReserver(o.log)
 	defer ports.Close()
 	loop, err := hands.loop(o, store, store.Fresh() || damaged != nil, reservations{ports}, silent{}, silent{})
 	if err != nil {

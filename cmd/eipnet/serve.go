@@ -91,7 +91,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		Log: log, Host: o.dockerHost, Poke: poke, Urgent: func() { loop.Hurry() },
 		Asked: func(id string) bool { _, said := store.Rebind(id); return said },
 	})
-	ports := driver.NewReserver()
+	ports := driver.NewReserver(o.log)
 	defer ports.Close()
 	ways := health.New(health.Options{Log: log, Interval: o.probeInterval, Targets: o.probeTargets, Mask: o.settings.Mask, Poke: poke})
 	defer ways.Close()

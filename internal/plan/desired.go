@@ -197,6 +197,8 @@ type Firewall struct {
 	Sources     []Source
 	// Forwards are published ports.
 	Forwards []Forward
+	// Proxied are ports that a proxy has at all IPv6 addresses: its answers leave by the NIC that was asked.
+	Proxied []Listener
 	// Cgroups: the chains for containers on the host's network are there, and
 	// Groups are those that are pinned or held, by their ids.
 	Cgroups bool
@@ -267,6 +269,12 @@ type Forward struct {
 	To   netip.AddrPort
 }
 
+// Listener is a port of the host's own.
+type Listener struct {
+	Proto model.Proto
+	Port  uint16
+}
+
 // Forwarding6 is the path of the switch for IPv6 forwarding. It is set after
 // all others, and not unless they could be set, as it changes what accept_ra
 // means; it is put back before all others.
@@ -280,11 +288,14 @@ type Sysctl struct {
 	Value string
 }
 
-// Port is a host port to be reserved with a bound socket, and the forward that needs it.
+// Port is a host port to be reserved with a bound socket, and the forward that
+// needs it: NAT's, a proxy's, or of both.
 type Port struct {
 	Endpoint string
 	Forward  Forward
 	Proxy    Proxy
+	// Mark is what a proxy's answers bear, of a port at a NIC's address: they leave by it.
+	Mark model.Mark
 }
 
 // Proxy says what of a TCP or UDP port a proxy takes to the container: what NAT cannot.

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -252,11 +251,14 @@ func (c *compute) pinTo(e model.Endpoint, p Pin, nic model.NIC, addr netip.Addr,
 	return p
 }
 
-// use gives the pin the NIC's addresses, those asked for if there are any.
+// use gives the pin the NIC's addresses, those asked for if there are any. To an
+// endpoint without IPv6 goes the NIC's IPv6 address beside its first IPv4 one, as
+// the others are other containers', unless one is named.
 func (p *Pin) use(e model.Endpoint, nic model.NIC, addr, ip6 netip.Addr) {
 	p.Addr4, p.Addr6 = leavesWith(e, nic, addr, ip6)
-	if !e.Addr6.IsValid() {
-		p.Listen6 = choose(nic, model.IPv6, cmp.Or(ip6, addr))
+	first, _ := nic.Addr(model.IPv4)
+	if !e.Addr6.IsValid() && nic.Gateway6.Addr.IsValid() && (ip6.IsValid() || p.Addr4 == first) {
+		p.Listen6 = choose(nic, model.IPv6, ip6)
 	}
 }
 

@@ -32,6 +32,12 @@ func (c *compute) ports() []Port {
 				continue
 			}
 			on[at] = e.NetworkID
+			if p.Proxy == ProxyAll {
+				var managed bool
+				if p.Mark, managed = c.markOf(f.Addr); !managed {
+					continue
+				}
+			}
 			ports = append(ports, p)
 		}
 	}
@@ -143,13 +149,25 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 	return out
 }
 
+// markOf returns the mark of the NIC whose address this is, and whether that is
+// managed; none where it is no NIC's.
+func (c *compute) markOf(addr netip.Addr) (mark model.Mark, managed bool) {
+	nic, ok := c.in.Host.NICWith(addr)
+	if !ok {
+		return 0, true
+	}
+	managed = slices.ContainsFunc(c.managed, func(n model.NIC) bool { return n.Name == nic.Name })
+	return c.in.Settings.Mask.Of(c.ids[nic.Name]), managed
+}
+
 // proxied reports whether what comes for the endpoint over IPv6 is taken to its
-// IPv4 address: as on Docker's bridge, where its container has no IPv6 at all.
+// IPv4 address: as on Docker's bridge, where its container has no IPv6 by which
+// anything could come.
 func (c *compute) proxied(e model.Endpoint, proto model.Proto) bool {
 	n := c.networks[e.NetworkID]
 	return c.in.Host.IPv6 && !n.Stock && !n.Local && proto != model.SCTP && e.Addr4.IsValid() &&
 		!slices.ContainsFunc(c.in.Endpoints, func(o model.Endpoint) bool {
-			return o.Container.ID == e.Container.ID && o.Container.ID != "" && o.Phase != model.Left && o.Addr6.IsValid()
+			return o.Container.ID == e.Container.ID && o.Container.ID != "" && o.Phase != model.Left && o.Addr6.IsValid() && !c.networks[o.NetworkID].Internal
 		})
 }
 

@@ -3,6 +3,7 @@ package plan_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -34,6 +35,17 @@ func TestProxied(t *testing.T) {
 		{"IPv6, pinned", []func(*plan.Snapshot){pinned, six}, []string{"172.31.0.14→172.19.0.2", "2001:db8::14→fd00:9::2"}},
 		{"no IPv6, pinned with eip.ip6", []func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels["eip.ip6"] = "2001:db8::15" }},
 			[]string{"172.31.0.14→172.19.0.2", "2001:db8::15→172.19.0.2 all"}},
+		{"no IPv6, pinned to the NIC's other address", []func(*plan.Snapshot){func(in *plan.Snapshot) {
+			in.Endpoints[0].Container.Labels = label("eip.ip=172.31.0.15")
+		}}, []string{"172.31.0.15→172.19.0.2"}},
+		{"no IPv6, pinned to a NIC without an IPv6 gateway", []func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Host.NICs[1].Gateway6 = model.Gateway{} }},
+			[]string{"172.31.0.14→172.19.0.2"}},
+		{"IPv6 on an internal network", []func(*plan.Snapshot){func(in *plan.Snapshot) {
+			o := endpoint(3, nil)
+			o.Container.ID, o.NetworkID, o.Addr4, o.Addr6 = "c002", "six", netip.Addr{}, addr("fd00:10::2")
+			in.Endpoints = append(in.Endpoints, o)
+			in.Networks = append(in.Networks, model.Network{ID: "six", Bridge: "eip_six", Internal: true, Subnet6: prefix("fd00:10::/64"), Gateway6: addr("fd00:10::1")})
+		}}, []string{"0.0.0.0→172.19.0.2", "::→172.19.0.2 all"}},
 		{"no IPv6, pinned to a NIC without it", []func(*plan.Snapshot){func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels = label("eip.nic=eth2") }},
 			[]string{"172.31.0.21→172.19.0.2"}},
 		{"IPv6, at ::1", []func(*plan.Snapshot){six, at("::1")}, []string{"::1→fd00:9::2 all"}},
@@ -61,7 +73,8 @@ func TestProxied(t *testing.T) {
 			e.Publishes = []model.Publish{{Proto: model.TCP, HostPort: 8090, Port: 8080}}
 			in := snapshot(e)
 			in.Host.IPv6 = true
-			in.Host.NICs[1].Addrs = append(in.Host.NICs[1].Addrs, prefix("2001:db8::14/64"), prefix("2001:db8::15/64"))
+			in.Host.NICs[1].Addrs = append(in.Host.NICs[1].Addrs, prefix("172.31.0.15/20"), prefix("2001:db8::14/64"), prefix("2001:db8::15/64"))
+			in.Host.NICs[1].Gateway6 = model.Gateway{Addr: addr("2001:db8::1")}
 			for _, edit := range tc.edits {
 				edit(&in)
 			}
@@ -73,6 +86,14 @@ func TestProxied(t *testing.T) {
 				got = append(got, fmt.Sprintf("%v→%v%s", p.Forward.Addr, p.Forward.To.Addr(), how))
 				if p.Proxy != plan.ProxyAll {
 					nat++
+				}
+				// Answers leave by the NIC that was asked: told by the port's mark, or by the connection's.
+				if _, of := in.Host.NICWith(p.Forward.Addr); (p.Mark != 0) != (p.Proxy == plan.ProxyAll && of) || p.Mark != 0 && p.Mark != in.Settings.Mask.Of(d.IDs["eth1"]) {
+					t.Errorf("%v has the mark %v", p, p.Mark)
+				}
+				everywhere := p.Proxy == plan.ProxyAll && p.Forward.Addr.IsUnspecified()
+				if everywhere != slices.Contains(d.Firewall.Proxied, plan.Listener{Proto: p.Forward.Proto, Port: p.Forward.Port}) && p.Forward.Addr.Is6() {
+					t.Errorf("%v: told to the firewall as a proxy's: %v", p, d.Firewall.Proxied)
 				}
 			}
 			if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {

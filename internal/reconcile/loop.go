@@ -64,9 +64,12 @@ type Forwarding interface {
 // ForwardingOutcome says what became of it. Absent: Docker has not made its chain yet.
 type ForwardingOutcome struct{ Changed, Absent bool }
 
-// Ports reserves host ports. Set returns why a reservation could not be had.
+// Ports reserves host ports. Set returns why a reservation could not be had, and
+// ends proxies that are not wanted any more; Serve begins those that are, when
+// their answers find their way.
 type Ports interface {
 	Set(want []plan.Port) map[plan.Port]error
+	Serve() error
 }
 
 // Store is what is persisted, as far as a pass needs it.

@@ -295,6 +295,8 @@ func (p portsPart) Set(want []plan.Port) map[plan.Port]error {
 	return failed
 }
 
+func (p portsPart) Serve() error { return nil }
+
 func (p storePart) Networks() []model.Network {
 	p.mu.Lock()
 	defer p.mu.Unlock()

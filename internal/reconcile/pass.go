@@ -64,6 +64,9 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	if err == nil {
 		res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) }))
 	}
+	if res.Err == nil {
+		res.partial(l.o.Ports.Serve())
+	}
 	if prune {
 		res.partial(l.rememberStrict(res))
 	}

@@ -253,6 +253,8 @@ func (p simPorts) Set(want []plan.Port) map[plan.Port]error {
 	return failed
 }
 
+func (p simPorts) Serve() error { return nil }
+
 // simVeths makes and deletes endpoints' links.
 type simVeths struct{ *daemon }
 

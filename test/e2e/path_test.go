@@ -61,7 +61,7 @@ func (r *rig) article(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range s.Endpoints {
-		if e.Container == "app1" && (e.NIC != "eth1" || e.Public != r.EIP("eth1") || len(e.Ports) != 2) {
+		if e.Container == "app1" && (e.NIC != "eth1" || e.Public != r.EIP("eth1") || len(e.Ports) != 1) {
 			t.Errorf("status of app1: %+v", e)
 		}
 	}

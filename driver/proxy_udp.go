@@ -1,0 +1,160 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+)
+
+// flowIdle is how long a UDP flow may be silent; it is docker-proxy's.
+const flowIdle = 90 * time.Second
+
+// maxDatagram is the longest UDP payload.
+const maxDatagram = 65535
+
+// flowKey is who sends datagrams, and to which of the host's addresses.
+type flowKey struct {
+	from netip.AddrPort
+	at   netip.Addr
+}
+
+type flow struct {
+	conn *net.UDPConn // to the container
+	last time.Time    // when either side said something
+}
+
+// flows are the UDP conversations of one port.
+type flows struct {
+	*proxy
+	at *ipv6.PacketConn
+
+	mu sync.Mutex
+	by map[flowKey]*flow
+}
+
+func (f *flows) receive(ctx context.Context) {
+	defer f.closeAll()
+	buf := make([]byte, maxDatagram)
+	for {
+		n, cm, addr, err := f.at.ReadFrom(buf)
+		if err != nil || cm == nil {
+			if err != nil && !pause(ctx, acceptPause) {
+				return
+			}
+			continue
+		}
+		at, ok := netip.AddrFromSlice(cm.Dst)
+		key := flowKey{addr.(*net.UDPAddr).AddrPort(), at}
+		conn := f.find(key)
+		if conn == nil {
+			if !ok || f.ownPort(key.from) {
+				continue // a forged one, which would be answered forever
+			}
+			if conn = f.open(key); conn == nil {
+				continue
+			}
+			answer := &ipv6.ControlMessage{Src: cm.Dst}
+			if at.IsLinkLocalUnicast() {
+				answer.IfIndex = cm.IfIndex
+			}
+			f.wg.Go(func() { f.answer(key, conn, answer, addr) })
+		}
+		_, _ = conn.Write(buf[:n]) // a container's refusal is not for the next datagram
+	}
+}
+
+// ownPort reports whether that is a port of a proxy, of this host. To an address
+// of its own the kernel sends with the very same address.
+func (f *flows) ownPort(from netip.AddrPort) bool {
+	if !(*f.udp.Load())[from.Port()] {
+		return false
+	}
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(from))
+	if err != nil {
+		return true
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr() == from.Addr()
+}
+
+// find returns the connection of a flow, and has it live on; nil: there is none.
+func (f *flows) find(k flowKey) *net.UDPConn {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now, ok := f.by[k]
+	if !ok {
+		return nil
+	}
+	now.last = time.Now()
+	_ = now.conn.SetReadDeadline(now.last.Add(flowIdle))
+	return now.conn
+}
+
+// open begins a flow; nil: there is no room for it.
+func (f *flows) open(k flowKey) *net.UDPConn {
+	if !f.take() {
+		return nil
+	}
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
+	if err != nil {
+		f.give()
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.by) >= proxyFlows {
+		var oldest flowKey
+		for k, o := range f.by {
+			if first := f.by[oldest]; first == nil || o.last.Before(first.last) {
+				oldest = k
+			}
+		}
+		_ = f.by[oldest].conn.Close()
+		delete(f.by, oldest)
+	}
+	now := time.Now()
+	_ = conn.SetReadDeadline(now.Add(flowIdle))
+	f.by[k] = &flow{conn, now}
+	return conn
+}
+
+// answer passes on what the container says, until nobody has said anything for long.
+func (f *flows) answer(k flowKey, conn *net.UDPConn, as *ipv6.ControlMessage, to net.Addr) {
+	defer f.end(k, conn)
+	buf := make([]byte, maxDatagram)
+	for {
+		n, err := conn.Read(buf)
+		switch {
+		case errors.Is(err, unix.ECONNREFUSED):
+			continue // nobody listens there now
+		case err != nil || f.find(k) != conn:
+			return
+		}
+		_, _ = f.at.WriteTo(buf[:n], as, to)
+	}
+}
+
+// end forgets a flow, unless another has its place.
+func (f *flows) end(k flowKey, conn *net.UDPConn) {
+	_ = conn.Close()
+	f.give()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := f.by[k]; now != nil && now.conn == conn {
+		delete(f.by, k)
+	}
+}
+
+func (f *flows) closeAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, now := range f.by {
+		_ = now.conn.Close()
+	}
+}
