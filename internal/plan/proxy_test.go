@@ -33,21 +33,30 @@ func TestProxied(t *testing.T) {
 		{"IPv6", []func(*plan.Snapshot){six}, []string{"0.0.0.0→172.19.0.2", "::→fd00:9::2 loopback"}},
 		{"no IPv6, pinned", []func(*plan.Snapshot){pinned}, []string{"172.31.0.14→172.19.0.2", "2001:db8::14→172.19.0.2 all"}},
 		{"IPv6, pinned", []func(*plan.Snapshot){pinned, six}, []string{"172.31.0.14→172.19.0.2", "2001:db8::14→fd00:9::2"}},
-		{"no IPv6, pinned with eip.ip6", []func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels["eip.ip6"] = "2001:db8::15" }},
-			[]string{"172.31.0.14→172.19.0.2", "2001:db8::15→172.19.0.2 all"}},
+		{
+			"no IPv6, pinned with eip.ip6",
+			[]func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels["eip.ip6"] = "2001:db8::15" }},
+			[]string{"172.31.0.14→172.19.0.2", "2001:db8::15→172.19.0.2 all"},
+		},
 		{"no IPv6, pinned to the NIC's other address", []func(*plan.Snapshot){func(in *plan.Snapshot) {
 			in.Endpoints[0].Container.Labels = label("eip.ip=172.31.0.15")
 		}}, []string{"172.31.0.15→172.19.0.2"}},
-		{"no IPv6, pinned to a NIC without an IPv6 gateway", []func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Host.NICs[1].Gateway6 = model.Gateway{} }},
-			[]string{"172.31.0.14→172.19.0.2"}},
+		{
+			"no IPv6, pinned to a NIC without an IPv6 gateway",
+			[]func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Host.NICs[1].Gateway6 = model.Gateway{} }},
+			[]string{"172.31.0.14→172.19.0.2"},
+		},
 		{"IPv6 on an internal network", []func(*plan.Snapshot){func(in *plan.Snapshot) {
 			o := endpoint(3, nil)
 			o.Container.ID, o.NetworkID, o.Addr4, o.Addr6 = "c002", "six", netip.Addr{}, addr("fd00:10::2")
 			in.Endpoints = append(in.Endpoints, o)
 			in.Networks = append(in.Networks, model.Network{ID: "six", Bridge: "eip_six", Internal: true, Subnet6: prefix("fd00:10::/64"), Gateway6: addr("fd00:10::1")})
 		}}, []string{"0.0.0.0→172.19.0.2", "::→172.19.0.2 all"}},
-		{"no IPv6, pinned to a NIC without it", []func(*plan.Snapshot){func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels = label("eip.nic=eth2") }},
-			[]string{"172.31.0.21→172.19.0.2"}},
+		{
+			"no IPv6, pinned to a NIC without it",
+			[]func(*plan.Snapshot){func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels = label("eip.nic=eth2") }},
+			[]string{"172.31.0.21→172.19.0.2"},
+		},
 		{"IPv6, at ::1", []func(*plan.Snapshot){six, at("::1")}, []string{"::1→fd00:9::2 all"}},
 		{"no IPv6, at ::1, pinned", []func(*plan.Snapshot){pinned, at("::1")}, []string{"::1→172.19.0.2 all"}},
 		{"no IPv6, at a NIC's", []func(*plan.Snapshot){at("2001:db8::14")}, []string{"2001:db8::14→172.19.0.2 all"}},

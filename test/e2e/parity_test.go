@@ -167,17 +167,16 @@ func (s *side) start(t *testing.T) {
 // published are the ports of web: on all addresses, on eth1's, on 0.0.0.0, on ::1; and of four.
 func (s *side) published(name string) []string {
 	switch name {
+	case "web":
+		return []string{
+			"-p", fmt.Sprintf("%d:8081", s.port), "-p", fmt.Sprintf("%d:8080/udp", s.port),
+			"-p", fmt.Sprintf("%v:%d:8081", s.Addr("eth1"), s.port+1), "-p", fmt.Sprintf("[%v]:%d:8081", s.Addr6("eth1"), s.port+1),
+			"-p", fmt.Sprintf("0.0.0.0:%d:8081", s.port+2), "-p", fmt.Sprintf("[::1]:%d:8081", s.port+4),
+		}
 	case "four":
 		return []string{"-p", fmt.Sprintf("%d:8081", s.port+5), "-p", fmt.Sprintf("%d:8080/udp", s.port+5)}
-	default:
-		return nil
-	case "web":
 	}
-	return []string{
-		"-p", fmt.Sprintf("%d:8081", s.port), "-p", fmt.Sprintf("%d:8080/udp", s.port),
-		"-p", fmt.Sprintf("%v:%d:8081", s.Addr("eth1"), s.port+1), "-p", fmt.Sprintf("[%v]:%d:8081", s.Addr6("eth1"), s.port+1),
-		"-p", fmt.Sprintf("0.0.0.0:%d:8081", s.port+2), "-p", fmt.Sprintf("[::1]:%d:8081", s.port+4),
-	}
+	return nil
 }
 
 // pin starts the containers that are pinned to eth1.

@@ -28,7 +28,7 @@ func proxied(t *testing.T, replies string) {
 		r.resetSniffers()
 		r.sees(t, r.url6(nic, tcp, "remote"), seen)
 		r.connectedBy(nic)
-		r.eventually(fmt.Sprintf("UDP at %s", nic), func() error {
+		r.eventually("UDP at "+nic, func() error {
 			got, err := r.udpFromSite(fmt.Sprintf("[%v]:%d", r.Addr6(nic), udp))
 			if err == nil && !strings.HasPrefix(got, seen.String()+":") {
 				err = fmt.Errorf("the container answered %q", got)
