@@ -29,10 +29,11 @@ const (
 
 // What all ports together may have open, and how many files one connection takes
 // at most: two sockets, and two pipes to splice. Half of the files that the process may
-// open, at least, is for the rest of the daemon.
+// open, at least, is for the rest of the daemon. A flow has a buffer of 64 KiB.
 const (
-	proxiedAtMost = 4096
-	filesOfEach   = 6
+	allConns    = 4096
+	allFlows    = 1024
+	filesOfEach = 6
 )
 
 // proxyDial is how long the container has to accept a connection.
@@ -45,32 +46,35 @@ const acceptPause = 100 * time.Millisecond
 // shared is what the proxies of all ports have together.
 type shared struct {
 	log   *slog.Logger
-	slots chan struct{}                   // of connections and flows
+	conns slots
+	flows slots
 	udp   atomic.Pointer[map[uint16]bool] // ports of UDP
 }
 
 func newShared(log *slog.Logger) *shared {
-	n := proxiedAtMost
+	n := allConns
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		n = int(min(uint64(n), files.Cur/2/filesOfEach))
 	}
-	s := &shared{log: cmp.Or(log, slog.New(slog.DiscardHandler)), slots: make(chan struct{}, n)}
+	s := &shared{log: cmp.Or(log, slog.New(slog.DiscardHandler)), conns: make(slots, n), flows: make(slots, min(n, allFlows))}
 	s.udp.Store(new(map[uint16]bool))
 	return s
 }
 
+type slots chan struct{}
+
 // take reports whether one more may be open.
-func (s *shared) take() bool {
+func (s slots) take() bool {
 	select {
-	case s.slots <- struct{}{}:
+	case s <- struct{}{}:
 		return true
 	default:
 		return false
 	}
 }
 
-func (s *shared) give() { <-s.slots }
+func (s slots) give() { <-s }
 
 // proxy takes what comes to a published port to its container, by connections of
 // its own, as docker-proxy does: the container sees the bridge's address.
@@ -88,7 +92,7 @@ type proxy struct {
 func startProxy(reserved *os.File, proto model.Proto, to Proxied, s *shared) (*proxy, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &proxy{shared: s, reserved: reserved, proto: proto, to: to.To, cancel: cancel}
-	err := control(reserved, func(fd int) error { return prepare(fd, proto, to.Mark) })
+	err := control(reserved, func(fd int) error { return prepare(fd, proto) })
 	if err == nil {
 		err = p.serve(ctx)
 	}
@@ -105,18 +109,12 @@ func startProxy(reserved *os.File, proto model.Proto, to Proxied, s *shared) (*p
 	return p, nil
 }
 
-// prepare has answers leave by the NIC of the address that was asked, or not at all.
-func prepare(fd int, proto model.Proto, mark model.Mark) error {
-	if proto == model.UDP {
-		// With it, answers would be sent from an address that is gone.
-		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 0); err != nil {
-			return os.NewSyscallError("setsockopt IPV6_FREEBIND", err)
-		}
-	}
-	if now, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err == nil && now == int(mark) {
+// prepare has nothing answered from an address that is gone.
+func prepare(fd int, proto model.Proto) error {
+	if proto != model.UDP {
 		return nil
 	}
-	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+	return os.NewSyscallError("setsockopt IPV6_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 0))
 }
 
 func (p *proxy) serve(ctx context.Context) error {
@@ -233,11 +231,11 @@ func (p *proxy) accept(ctx context.Context, l net.Listener) {
 // one that is left is reset.
 func (p *proxy) connect(ctx context.Context, in *net.TCPConn) {
 	defer in.Close()
-	if !p.take() {
+	if !p.conns.take() {
 		_ = in.SetLinger(0)
 		return
 	}
-	defer p.give()
+	defer p.conns.give()
 	dialer := net.Dialer{Timeout: proxyDial}
 	conn, err := dialer.DialContext(ctx, "tcp", p.to.String())
 	if err != nil {

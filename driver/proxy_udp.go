@@ -12,8 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flowIdle is how long a UDP flow may be silent; it is docker-proxy's.
-const flowIdle = 90 * time.Second
+// flowIdle is how long a UDP flow may be silent. The kernel forgets one that was not
+// answered after 30 seconds (nf_conntrack_udp_timeout), and with it by which NIC
+// the answer has to leave.
+const flowIdle = 29 * time.Second
 
 // maxDatagram is the longest UDP payload.
 const maxDatagram = 65535
@@ -96,32 +98,40 @@ func (f *flows) find(k flowKey) *net.UDPConn {
 	return now.conn
 }
 
-// open begins a flow; nil: there is no room for it.
+// open begins a flow; nil: there is no room for it now.
 func (f *flows) open(k flowKey) *net.UDPConn {
-	if !f.take() {
-		return nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	took := f.proxy.flows.take()
+	if !took || len(f.by) >= proxyFlows {
+		f.endOldest()
+	}
+	if !took {
+		return nil // whose room that was gives it back soon
 	}
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
 	if err != nil {
-		f.give()
+		f.proxy.flows.give()
 		return nil
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.by) >= proxyFlows {
-		var oldest flowKey
-		for k, o := range f.by {
-			if first := f.by[oldest]; first == nil || o.last.Before(first.last) {
-				oldest = k
-			}
-		}
-		_ = f.by[oldest].conn.Close()
-		delete(f.by, oldest)
 	}
 	now := time.Now()
 	_ = conn.SetReadDeadline(now.Add(flowIdle))
 	f.by[k] = &flow{conn, now}
 	return conn
+}
+
+// endOldest ends the flow that was silent for the longest, if there is any.
+func (f *flows) endOldest() {
+	var oldest flowKey
+	for k, o := range f.by {
+		if first := f.by[oldest]; first == nil || o.last.Before(first.last) {
+			oldest = k
+		}
+	}
+	if o := f.by[oldest]; o != nil {
+		_ = o.conn.Close()
+		delete(f.by, oldest)
+	}
 }
 
 // answer passes on what the container says, until nobody has said anything for long.
@@ -143,7 +153,7 @@ func (f *flows) answer(k flowKey, conn *net.UDPConn, as *ipv6.ControlMessage, to
 // end forgets a flow, unless another has its place.
 func (f *flows) end(k flowKey, conn *net.UDPConn) {
 	_ = conn.Close()
-	f.give()
+	f.proxy.flows.give()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now := f.by[k]; now != nil && now.conn == conn {

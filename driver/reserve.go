@@ -34,8 +34,7 @@ type Claim struct {
 // Proxied says where a proxy takes what comes to a port; the zero one: there is none.
 type Proxied struct {
 	To       netip.AddrPort
-	Loopback bool       // only what comes to ::1
-	Mark     model.Mark // of its answers
+	Loopback bool // only what comes to ::1
 }
 
 // Reserver holds one bound socket per published host port, so that a clash is

@@ -63,7 +63,8 @@ type elements map[string]string
 //	set internal  { type ifname }            bridges of internal networks, Docker's too
 //	set same      { type ifname . ifname }   each of our bridges with itself, where its containers may talk
 //	set local4    { type ipv4_addr }         addresses of the host's own programs
-//	set proxied6  { type inet_proto . inet_service }  ports that a proxy of ours has at all IPv6 addresses
+//	set proxied6  { type ipv6_addr . inet_proto . inet_service }  ports that a proxy of ours has
+//	set proxiedany6 { type inet_proto . inet_service }  and those that it has at all IPv6 addresses
 //	set linklocal6 { type ipv6_addr; flags interval }  fe80::/10 and ::
 //	map nicin, nicin-host { type ifname : verdict }   managed NIC → ct-N
 //	map ctnic, ctnic-host { type mark : verdict }     N's mark → nic-N
@@ -100,7 +101,9 @@ func setSpecs() []setSpec {
 		{name: "ctnic-host", key: types{nftables.TypeMark}, value: verdict},
 	}
 	specs = append(specs, setSpec{name: "local4", key: types{nftables.TypeIPAddr}})
-	specs = append(specs, setSpec{name: "proxied6", key: types{nftables.TypeInetProto, nftables.TypeInetService}})
+	specs = append(specs,
+		setSpec{name: "proxied6", key: types{nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService}},
+		setSpec{name: "proxiedany6", key: types{nftables.TypeInetProto, nftables.TypeInetService}})
 	specs = append(specs, setSpec{name: "linklocal6", key: types{nftables.TypeIP6Addr}, interval: true})
 	for _, f := range model.Families {
 		addr, proto, port := nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService
@@ -215,7 +218,14 @@ func (r *renderer) links(fw plan.Firewall) {
 		r.put("local4", "", a.AsSlice())
 	}
 	for _, p := range fw.Proxied {
-		r.put("proxied6", "", []byte{byte(p.Proto)}, port(p.Port))
+		switch {
+		case !p.Addr.Is6():
+			r.fail("rendering a proxy's port %d at %v: want an IPv6 address", p.Port, p.Addr)
+		case p.Addr.IsUnspecified():
+			r.put("proxiedany6", "", []byte{byte(p.Proto)}, port(p.Port))
+		default:
+			r.put("proxied6", "", p.Addr.AsSlice(), []byte{byte(p.Proto)}, port(p.Port))
+		}
 	}
 	for _, f := range fw.NoForward {
 		r.put("noforward", "", []byte{nfproto(f)})

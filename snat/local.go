@@ -19,7 +19,8 @@ import (
 //	chain ct-input { type filter hook input priority mangle; policy accept;
 //	  ip daddr @local4 iifname != @inside ct direction original ct status & dnat == 0 counter name "isolated" drop
 //	  ct state new ip daddr @local4 iifname vmap @nicin
-//	  ct state new meta nfproto ipv6 meta l4proto . th dport @proxied6 iifname vmap @nicin
+//	  ct state new ip6 daddr . meta l4proto . th dport @proxied6 iifname vmap @nicin
+//	  ct state new meta nfproto ipv6 meta l4proto . th dport @proxiedany6 iifname vmap @nicin
 //	  meta pkttype host ct state new iifname vmap @nicin-host
 //	}
 //
@@ -32,7 +33,8 @@ func ctInput() chain {
 	return chain{"ct-input", &hook{nftables.ChainTypeFilter, nftables.ChainHookInput, priorityMark}, []rule{
 		newRule("local-isolated-4", ofFamily(model.IPv4), local, notIn("inside", iifname()), direction(ctOriginal), ctNoDNAT(), count(CounterIsolated), drop()),
 		newRule("local-called-by-4", ctState(expr.CtStateBitNEW), ofFamily(model.IPv4), local, vmap("nicin", iifname())),
-		newRule("proxy-called-by-6", ctState(expr.CtStateBitNEW), ofFamily(model.IPv6), in("proxied6", l4proto(), dport()), vmap("nicin", iifname())),
+		newRule("proxy-called-by-6", ctState(expr.CtStateBitNEW), ofFamily(model.IPv6), in("proxied6", daddr(model.IPv6), l4proto(), dport()), vmap("nicin", iifname())),
+		newRule("proxyany-called-by-6", ctState(expr.CtStateBitNEW), ofFamily(model.IPv6), in("proxiedany6", l4proto(), dport()), vmap("nicin", iifname())),
 		newRule("host-called-by", toThisHost(), ctState(expr.CtStateBitNEW), vmap("nicin-host", iifname())),
 	}}
 }
@@ -45,7 +47,8 @@ func ctInput() chain {
 //	chain mark-out { type route hook output priority mangle; policy accept;
 //	  ip saddr @local4 oifname != @inside jump from-local
 //	  ip saddr @local4 oifname "eipnull0" ip saddr @blocked4 counter name "refused" reject with icmpx admin-prohibited
-//	  meta nfproto ipv6 ct direction reply meta l4proto . th sport @proxied6 ct mark & MASK vmap @ctnic
+//	  ct direction reply ip6 saddr . meta l4proto . th sport @proxied6 ct mark & MASK vmap @ctnic
+//	  meta nfproto ipv6 ct direction reply meta l4proto . th sport @proxiedany6 ct mark & MASK vmap @ctnic
 //	  ct direction reply ct mark & MASK vmap @ctnic-host
 //	  ct state related ct direction original oifname != @inside meta l4proto icmp goto host-error
 //	  ct state related ct direction original oifname != @inside meta l4proto ipv6-icmp goto host-error
@@ -55,7 +58,8 @@ func markOut(mask model.Mask) chain {
 	return chain{"mark-out", &hook{nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMark}, []rule{
 		newRule("local-out-4", ofFamily(model.IPv4), local, notIn("inside", oifname()), verdict(expr.VerdictJump, chainFromLocal)),
 		newRule("local-refused-4", ofFamily(model.IPv4), local, oifIs(model.NullDevice), in("blocked4", saddr(model.IPv4)), count(CounterRefused), refuse()),
-		newRule("proxy-reply-6", ofFamily(model.IPv6), direction(ctReply), in("proxied6", l4proto(), sport()), ctMarkVmap(mask, "ctnic")),
+		newRule("proxy-reply-6", ofFamily(model.IPv6), direction(ctReply), in("proxied6", saddr(model.IPv6), l4proto(), sport()), ctMarkVmap(mask, "ctnic")),
+		newRule("proxyany-reply-6", ofFamily(model.IPv6), direction(ctReply), in("proxiedany6", l4proto(), sport()), ctMarkVmap(mask, "ctnic")),
 		newRule("host-reply", direction(ctReply), ctMarkVmap(mask, "ctnic-host")),
 		about(unix.IPPROTO_ICMP, "host-error-4"),
 		about(unix.IPPROTO_ICMPV6, "host-error-6"),

@@ -67,7 +67,7 @@ func (r reservations) Set(want []plan.Port) map[plan.Port]error {
 		f := p.Forward
 		c := driver.Claim{Reservation: driver.Reservation{Proto: f.Proto, Addr: f.Addr, Port: f.Port}, Owner: p.Endpoint + " " + f.To.String()}
 		if p.Proxy != plan.NoProxy {
-			c.Proxy = driver.Proxied{To: f.To, Loopback: p.Proxy == plan.ProxyLoopback, Mark: p.Mark}
+			c.Proxy = driver.Proxied{To: f.To, Loopback: p.Proxy == plan.ProxyLoopback}
 		}
 		ports[c], claims = p, append(claims, c)
 	}

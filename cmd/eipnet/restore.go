@@ -70,7 +70,7 @@ func restore(ctx context.Context, o serveOptions, out io.Writer) error {
 	defer hands.close()
 	ports := driver.NewReserver(o.log)
 	defer ports.Close()
-	loop, err := hands.loop(o, store, store.Fresh() || damaged != nil, reservations{ports}, silent{}, silent{})
+	loop, err := hands.loop(o, store, store.Fresh() || damaged != nil, unserved{reservations{ports}}, silent{}, silent{})
 	if err != nil {
 		return err
 	}
@@ -98,3 +98,9 @@ func (silent) Problems() []model.Problem          { return nil }
 func (silent) Look(context.Context, model.Host, map[string]model.NICID, []string) map[string]model.Health {
 	return nil
 }
+
+// unserved are reservations without proxies: they would end with this process.
+type unserved struct{ reservations }
+
+// Serve does nothing.
+func (unserved) Serve() error { return nil }

@@ -197,7 +197,7 @@ type Firewall struct {
 	Sources     []Source
 	// Forwards are published ports.
 	Forwards []Forward
-	// Proxied are ports that a proxy has at all IPv6 addresses: its answers leave by the NIC that was asked.
+	// Proxied are ports that a proxy alone has: its answers leave by the NIC that was asked.
 	Proxied []Listener
 	// Cgroups: the chains for containers on the host's network are there, and
 	// Groups are those that are pinned or held, by their ids.
@@ -269,8 +269,9 @@ type Forward struct {
 	To   netip.AddrPort
 }
 
-// Listener is a port of the host's own.
+// Listener is a port of the host's own, at an IPv6 address or, unspecified, at all.
 type Listener struct {
+	Addr  netip.Addr
 	Proto model.Proto
 	Port  uint16
 }
@@ -294,8 +295,8 @@ type Port struct {
 	Endpoint string
 	Forward  Forward
 	Proxy    Proxy
-	// Mark is what a proxy's answers bear, of a port at a NIC's address: they leave by it.
-	Mark model.Mark
+	// Yields: nobody asked for this address, and NAT's ports there go first.
+	Yields bool
 }
 
 // Proxy says what of a TCP or UDP port a proxy takes to the container: what NAT cannot.

@@ -73,15 +73,11 @@ func (c *compute) firewall(ports []Port) Firewall {
 	fw.Sources, fw.ExceptBy = c.sources()
 	fw.Masqueraded = c.masqueraded(fw.Sources)
 	for _, p := range ports {
-		switch {
-		case p.Proxy != ProxyAll:
+		if p.Proxy != ProxyAll {
 			fw.Forwards = append(fw.Forwards, p.Forward)
-		case p.Forward.Addr.IsUnspecified():
-			fw.Proxied = append(fw.Proxied, Listener{p.Forward.Proto, p.Forward.Port})
 		}
 	}
-	slices.SortFunc(fw.Proxied, func(a, b Listener) int { return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port)) })
-	fw.Proxied = slices.Compact(fw.Proxied)
+	fw.Proxied = Listeners(ports)
 	return fw
 }
 

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -257,8 +258,9 @@ func (c *compute) pinTo(e model.Endpoint, p Pin, nic model.NIC, addr netip.Addr,
 func (p *Pin) use(e model.Endpoint, nic model.NIC, addr, ip6 netip.Addr) {
 	p.Addr4, p.Addr6 = leavesWith(e, nic, addr, ip6)
 	first, _ := nic.Addr(model.IPv4)
-	if !e.Addr6.IsValid() && nic.Gateway6.Addr.IsValid() && (ip6.IsValid() || p.Addr4 == first) {
-		p.Listen6 = choose(nic, model.IPv6, ip6)
+	asked := cmp.Or(ip6, addr)
+	if !e.Addr6.IsValid() && nic.Gateway6.Addr.IsValid() && (asked.Is6() || p.Addr4 == first) {
+		p.Listen6 = choose(nic, model.IPv6, asked)
 	}
 }
 

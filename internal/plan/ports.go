@@ -32,15 +32,18 @@ func (c *compute) ports() []Port {
 				continue
 			}
 			on[at] = e.NetworkID
-			if p.Proxy == ProxyAll {
-				var managed bool
-				if p.Mark, managed = c.markOf(f.Addr); !managed {
-					continue
-				}
-			}
 			ports = append(ports, p)
 		}
 	}
+	nat := make(map[Listener]bool)
+	for _, p := range ports {
+		if f := p.Forward; p.Proxy != ProxyAll {
+			nat[Listener{f.Addr, f.Proto, f.Port}] = true
+		}
+	}
+	ports = slices.DeleteFunc(ports, func(p Port) bool {
+		return p.Yields && nat[Listener{p.Forward.Addr, p.Forward.Proto, p.Forward.Port}]
+	})
 	slices.SortFunc(ports, func(a, b Port) int {
 		return cmp.Or(compareForwards(a.Forward, b.Forward), cmp.Compare(a.Endpoint, b.Endpoint))
 	})
@@ -141,7 +144,7 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 				proxy = ProxyLoopback
 			}
 			out = append(out, Port{
-				Endpoint: e.ID, Proxy: proxy,
+				Endpoint: e.ID, Proxy: proxy, Yields: proxy == ProxyAll && !pub.HostIP.IsValid(),
 				Forward: Forward{Proto: pub.Proto, Addr: outside, Port: pub.HostPort, To: netip.AddrPortFrom(inside, pub.Port)},
 			})
 		}
@@ -149,15 +152,18 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 	return out
 }
 
-// markOf returns the mark of the NIC whose address this is, and whether that is
-// managed; none where it is no NIC's.
-func (c *compute) markOf(addr netip.Addr) (mark model.Mark, managed bool) {
-	nic, ok := c.in.Host.NICWith(addr)
-	if !ok {
-		return 0, true
+// Listeners are those of the ports that a proxy alone has, but for ::1; sorted.
+func Listeners(ports []Port) []Listener {
+	var out []Listener
+	for _, p := range ports {
+		if f := p.Forward; p.Proxy == ProxyAll && !f.Addr.IsLoopback() {
+			out = append(out, Listener{f.Addr, f.Proto, f.Port})
+		}
 	}
-	managed = slices.ContainsFunc(c.managed, func(n model.NIC) bool { return n.Name == nic.Name })
-	return c.in.Settings.Mask.Of(c.ids[nic.Name]), managed
+	slices.SortFunc(out, func(a, b Listener) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(out)
 }
 
 // proxied reports whether what comes for the endpoint over IPv6 is taken to its

@@ -42,6 +42,11 @@ func TestProxied(t *testing.T) {
 			in.Endpoints[0].Container.Labels = label("eip.ip=172.31.0.15")
 		}}, []string{"172.31.0.15→172.19.0.2"}},
 		{
+			"no IPv6, pinned by an IPv6 address",
+			[]func(*plan.Snapshot){func(in *plan.Snapshot) { in.Endpoints[0].Container.Labels = label("eip.ip=2001:db8::15") }},
+			[]string{"172.31.0.14→172.19.0.2", "2001:db8::15→172.19.0.2 all"},
+		},
+		{
 			"no IPv6, pinned to a NIC without an IPv6 gateway",
 			[]func(*plan.Snapshot){pinned, func(in *plan.Snapshot) { in.Host.NICs[1].Gateway6 = model.Gateway{} }},
 			[]string{"172.31.0.14→172.19.0.2"},
@@ -96,12 +101,9 @@ func TestProxied(t *testing.T) {
 				if p.Proxy != plan.ProxyAll {
 					nat++
 				}
-				// Answers leave by the NIC that was asked: told by the port's mark, or by the connection's.
-				if _, of := in.Host.NICWith(p.Forward.Addr); (p.Mark != 0) != (p.Proxy == plan.ProxyAll && of) || p.Mark != 0 && p.Mark != in.Settings.Mask.Of(d.IDs["eth1"]) {
-					t.Errorf("%v has the mark %v", p, p.Mark)
-				}
-				everywhere := p.Proxy == plan.ProxyAll && p.Forward.Addr.IsUnspecified()
-				if everywhere != slices.Contains(d.Firewall.Proxied, plan.Listener{Proto: p.Forward.Proto, Port: p.Forward.Port}) && p.Forward.Addr.Is6() {
+				// Answers leave by the NIC that was asked, as the connection remembers it.
+				remembered := p.Proxy == plan.ProxyAll && !p.Forward.Addr.IsLoopback()
+				if remembered != slices.Contains(d.Firewall.Proxied, plan.Listener{Addr: p.Forward.Addr, Proto: p.Forward.Proto, Port: p.Forward.Port}) {
 					t.Errorf("%v: told to the firewall as a proxy's: %v", p, d.Firewall.Proxied)
 				}
 			}
@@ -112,6 +114,31 @@ func TestProxied(t *testing.T) {
 				t.Errorf("NAT has %v of %v", d.Firewall.Forwards, d.Ports)
 			}
 		})
+	}
+}
+
+// TestProxyYields: at an IPv6 address that nobody asked for, another container's
+// port that NAT has goes first.
+func TestProxyYields(t *testing.T) {
+	first, second := endpoint(2, label("eip.nic=eth1")), endpoint(3, label("eip.ip=172.31.0.15"))
+	second.Addr6 = addr("fd00:9::3")
+	for _, e := range []*model.Endpoint{&first, &second} {
+		e.Publishes = []model.Publish{{Proto: model.TCP, HostPort: 8090, Port: 8080}}
+	}
+	in := snapshot(first, second)
+	in.Host.IPv6 = true
+	in.Networks[0].Subnet6, in.Networks[0].Gateway6 = prefix("fd00:9::/64"), addr("fd00:9::1")
+	eth1 := &in.Host.NICs[1]
+	eth1.Addrs = append(eth1.Addrs, prefix("172.31.0.15/20"), prefix("2001:db8::14/64"))
+	eth1.Gateway6 = model.Gateway{Addr: addr("2001:db8::1")}
+	d, _ := plan.Compute(in)
+	var got []string
+	for _, p := range d.Ports {
+		got = append(got, fmt.Sprintf("%v→%v", p.Forward.Addr, p.Forward.To.Addr()))
+	}
+	want := []string{"172.31.0.14→172.19.0.2", "172.31.0.15→172.19.0.3", "2001:db8::14→fd00:9::3"}
+	if diff := cmp.Diff(want, got); diff != "" || len(d.Firewall.Proxied) > 0 {
+		t.Errorf("ports (-want +got)\n%s, proxied %v", diff, d.Firewall.Proxied)
 	}
 }
 

@@ -51,7 +51,8 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	// One network's bridge that cannot be made is no reason to refuse another's containers.
 	res.partial(step("links and sysctls", func() (bool, error) { return l.o.Host.Apply(ctx, d.Links, d.Sysctls, prune) }))
 	l.reserve(res)
-	res.routing(step("routing", func() (bool, error) { return l.o.Router.Apply(ctx, d.Routing, prune) }), l.o.DeviceErrors)
+	misrouted := step("routing", func() (bool, error) { return l.o.Router.Apply(ctx, d.Routing, prune) })
+	res.routing(misrouted, l.o.DeviceErrors)
 	// A claim stands before the address is pinned, and until it is not, and goes
 	// to another port only when its old pin is gone: who gets the address of a
 	// container that is gone does not get its pin, though a pass may end at any step.
@@ -64,7 +65,7 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	if err == nil {
 		res.hard(step("anti-spoofing", func() (bool, error) { return l.o.Firewall.ApplyBridge(ctx, d.Bridges, prune) }))
 	}
-	if res.Err == nil {
+	if misrouted == nil && err == nil {
 		res.partial(l.o.Ports.Serve())
 	}
 	if prune {
@@ -224,5 +225,6 @@ func (l *Loop) reserve(res *Result) {
 		delete(dropped, p.Forward)
 	}
 	fw := &res.Desired.Firewall
+	fw.Proxied = plan.Listeners(res.Published)
 	fw.Forwards = slices.DeleteFunc(slices.Clone(fw.Forwards), func(f plan.Forward) bool { return dropped[f] })
 }

@@ -53,6 +53,17 @@ func proxied(t *testing.T, replies string) {
 	if got, err := r.SiteGet(t.Context(), r.url6("eth2", 8095, "remote")); err == nil {
 		t.Errorf("at eth2 the site was answered %q", got)
 	}
+	// Who asks from inside is answered there.
+	r.docker("network", "create", "-d", "eipnet", "--ipv6", "--subnet", "172.25.0.0/16", "--subnet", "fd00:25::/64", "six")
+	r.start(t, "asker", "--network", "six")
+	for _, nic := range []string{"eth0", "eth1"} {
+		for _, port := range []int{8090, 8095} {
+			if got, err := r.exec("asker", "get", r.url6(nic, port, "remote")); err != nil || !strings.HasPrefix(got, seen.String()+":") {
+				t.Errorf("%s:%d, from another network: %q, %v", nic, port, got, err)
+			}
+		}
+	}
+
 	r.on("ip", "-6", "route", "add", "default", "via", r.NIC("eth2").Gateway6.String(), "dev", "eth2", "metric", "1")
 	free()
 	by("eth0", 8095, 8096)
