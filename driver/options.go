@@ -108,19 +108,25 @@ func parseNetwork(req createNetworkRequest) (model.Network, error) {
 			return model.Network{}, fmt.Errorf("%s=%d is too small for IPv6, which needs 1280", optMTU, n.MTU)
 		}
 	}
-	return n, isolate(&n, generic)
+	if err := isolate(&n, generic); err != nil {
+		return model.Network{}, err
+	}
+	return n, nil
 }
 
 // isolate leaves the bridge of an isolated network without an address, so that
 // its containers and the host do not reach each other.
 func isolate(n *model.Network, generic map[string]string) error {
-	for key, gateway := range map[string]*netip.Addr{optGateMode4: &n.Gateway4, optGateMode6: &n.Gateway6} {
+	for _, mode := range []struct {
+		key     string
+		gateway *netip.Addr
+	}{{optGateMode4, &n.Gateway4}, {optGateMode6, &n.Gateway6}} {
 		switch {
-		case generic[key] != gateIsolated:
+		case generic[mode.key] != gateIsolated:
 		case !n.Internal:
-			return fmt.Errorf("%s=%s is for --internal networks only", key, gateIsolated)
+			return fmt.Errorf("%s=%s is for --internal networks only", mode.key, gateIsolated)
 		default:
-			*gateway = netip.Addr{}
+			*mode.gateway = netip.Addr{}
 		}
 	}
 	return nil

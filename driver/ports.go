@@ -226,11 +226,14 @@ func (d *Driver) settleHostIPs(ctx context.Context, e model.Endpoint, wishes []w
 }
 
 // siblingHas reports whether the endpoint's container has an address of the
-// family on another network.
+// family on another network, where its ports may be: an internal one has none.
 func (d *Driver) siblingHas(e model.Endpoint, f model.Family) bool {
 	return slices.ContainsFunc(d.store.Endpoints(), func(o model.Endpoint) bool {
-		_, has := o.Addr(f)
-		return has && sibling(o, e)
+		if _, has := o.Addr(f); !has || !sibling(o, e) {
+			return false
+		}
+		n, _ := d.store.Network(o.NetworkID)
+		return !n.Internal
 	})
 }
 

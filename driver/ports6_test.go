@@ -47,6 +47,32 @@ func TestPublishOverIPv6(t *testing.T) {
 	}
 }
 
+// TestPublishOverIPv6BesideInternal: an IPv6 address on an internal network, where
+// nothing is published, is not one that has the port.
+func TestPublishOverIPv6BesideInternal(t *testing.T) {
+	for _, internal := range []bool{true, false} {
+		h := newHarness(t)
+		h.Core.Observed.IPv6 = true
+		h.Core.Observed.Locals = append(h.Core.Observed.Locals, netip.IPv6Loopback())
+		h.network(nil)
+		six := networkReq("six", nil)
+		options := six["Options"].(object)
+		options["com.docker.network.enable_ipv4"], options["com.docker.network.enable_ipv6"], options["com.docker.network.internal"] = false, true, internal
+		six["IPv6Data"] = []object{{"Pool": "fd00:9::/64", "Gateway": "fd00:9::1/64"}}
+		h.ok("CreateNetwork", six)
+		for _, id := range []string{epA, epB} {
+			h.Labels.Add(id, model.Container{ID: "both", Name: "both"})
+		}
+		h.ok("CreateEndpoint", object{"NetworkID": "six", "EndpointID": epB, "Interface": object{"AddressIPv6": "fd00:9::2/64"}})
+		h.ok("Join", ref("six", epB))
+		h.joined(epA, "172.19.0.2/16")
+		h.ok("ProgramExternalConnectivity", programReq(epA, ports(binding(int(model.TCP), "::1", 80, 80, 8080))))
+		if got := len(h.endpoint(epA).Publishes); (got == 1) != internal {
+			t.Errorf("internal %v: %d ports", internal, got)
+		}
+	}
+}
+
 // TestPublishSCTPOnLoopback6: there is no proxy for SCTP.
 func TestPublishSCTPOnLoopback6(t *testing.T) {
 	h := newHarness(t)

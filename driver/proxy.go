@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -187,18 +188,6 @@ func drain(fd int, proto model.Proto) error {
 	}
 }
 
-// pause waits; false: it is over.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 func (p *proxy) accept(ctx context.Context, l net.Listener) {
 	room := make(chan struct{}, proxyConns)
 	failed := false // already said
@@ -214,7 +203,7 @@ func (p *proxy) accept(ctx context.Context, l net.Listener) {
 				p.log.Warn("a published port does not accept", slog.String("port", l.Addr().String()), slog.Any("err", err))
 				failed = true
 			}
-			if !pause(ctx, acceptPause) {
+			if !delay.For(ctx, acceptPause) {
 				return
 			}
 			continue

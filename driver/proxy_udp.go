@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/eipnet/eipnet/internal/delay"
 )
 
 // flowIdle is how long a UDP flow may be silent. The kernel forgets one that was not
@@ -46,7 +48,7 @@ func (f *flows) receive(ctx context.Context) {
 	for {
 		n, cm, addr, err := f.at.ReadFrom(buf)
 		if err != nil || cm == nil {
-			if err != nil && !pause(ctx, acceptPause) {
+			if err != nil && !delay.For(ctx, acceptPause) {
 				return
 			}
 			continue

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -89,7 +90,7 @@ func (t *Tracker) run(ctx context.Context, p *prober) {
 		if changed || n == 0 {
 			t.o.Poke()
 		}
-		if sure && !sleep(ctx, time.Until(begun.Add(t.o.Interval))) {
+		if sure && !delay.For(ctx, time.Until(begun.Add(t.o.Interval))) {
 			return
 		}
 	}
@@ -103,16 +104,4 @@ func (p *prober) ask(ctx context.Context, patience time.Duration) error {
 		<-ctx.Done()
 	}
 	return err
-}
-
-// sleep reports whether it was not cancelled.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/netnstest"
 	"github.com/eipnet/eipnet/internal/plan"
@@ -515,7 +516,7 @@ func TestNullDeviceLeadsNowhere(t *testing.T) {
 	})
 	eventually(t, "what was planted before the rule to have arrived", func() bool {
 		far.Do(count)
-		pause(t.Context(), 200*time.Millisecond)
+		delay.For(t.Context(), 200*time.Millisecond)
 		return silent() == 2
 	})
 	before := txOf(t, host, model.NullDevice)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/netnstest"
 )
@@ -85,7 +86,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for !ok() {
-		if !pause(ctx, 5*time.Millisecond) {
+		if !delay.For(ctx, 5*time.Millisecond) {
 			t.Fatalf("%s: not within 10 s", what)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -113,7 +114,7 @@ func (p *probes) run(ctx context.Context, key probeKey, pr *probe) {
 			return
 		}
 		p.log.Debug("first address of the subnet does not answer", slog.String("gateway", key.target.String()), slog.Int("ifindex", key.index), slog.Duration("retry", retry))
-		if !pause(ctx, retry) {
+		if !delay.For(ctx, retry) {
 			return
 		}
 	}
@@ -132,7 +133,7 @@ func (p *probes) try(ctx context.Context, key probeKey) bool {
 		return false
 	}
 	for wait := probeFirst; ; wait = min(2*wait, probeSlowest) {
-		if !pause(ctx, wait) {
+		if !delay.For(ctx, wait) {
 			return false
 		}
 		found, failed, err := p.look(key)
@@ -173,18 +174,6 @@ func (p *probes) close() {
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
-}
-
-// pause waits and reports whether it was not cancelled.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 func family(f model.Family) int {

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/netnstest"
 	"github.com/eipnet/eipnet/internal/plan"
 )
@@ -54,7 +55,7 @@ func advertise(t testing.TB, peer string, done func() bool) {
 		if err := unix.Sendto(fd, advert(t), 0, to); err != nil {
 			t.Fatal(err)
 		}
-		if !pause(ctx, 10*time.Millisecond) {
+		if !delay.For(ctx, 10*time.Millisecond) {
 			t.Fatal("the router's advertisements are not taken")
 		}
 	}

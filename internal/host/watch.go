@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 )
 
@@ -59,7 +60,7 @@ func (h *Host) Watch(ctx context.Context, n Notices) error {
 		if time.Since(began) > watchRetryMax {
 			retry = watchRetry
 		}
-		if !pause(ctx, retry) {
+		if !delay.For(ctx, retry) {
 			return nil
 		}
 		retry = min(2*retry, watchRetryMax)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/eipnet/eipnet/internal/delay"
 	"github.com/eipnet/eipnet/internal/model"
 	"github.com/eipnet/eipnet/internal/netnstest"
 )
@@ -37,7 +38,7 @@ func TestWatchPokes(t *testing.T) {
 			select {
 			case <-pokes:
 			default:
-				quiet = !pause(ctx, 0) || len(pokes) == 0
+				quiet = !delay.For(ctx, 0) || len(pokes) == 0
 			}
 		}
 	}

@@ -113,7 +113,7 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 	for _, pub := range e.Publishes {
 		for _, f := range model.Families {
 			inside, ok := e.Addr(f)
-			proxy := NoProxy
+			proxy, yields := NoProxy, false
 			if !ok && f == model.IPv6 && c.proxied(e, pub.Proto) {
 				inside, ok, proxy = e.Addr4, true, ProxyAll
 			}
@@ -127,7 +127,7 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 			case pub.HostIP.IsValid():
 				outside = pub.HostIP
 			case p.State == StatePinned && proxy == ProxyAll:
-				outside = p.Listen6
+				outside, yields = p.Listen6, true
 			case p.State == StatePinned:
 				outside = p.Addr(f)
 			case f == model.IPv6:
@@ -144,7 +144,7 @@ func (c *compute) forwards(e model.Endpoint, p Pin) []Port {
 				proxy = ProxyLoopback
 			}
 			out = append(out, Port{
-				Endpoint: e.ID, Proxy: proxy, Yields: proxy == ProxyAll && !pub.HostIP.IsValid(),
+				Endpoint: e.ID, Proxy: proxy, Yields: yields,
 				Forward: Forward{Proto: pub.Proto, Addr: outside, Port: pub.HostPort, To: netip.AddrPortFrom(inside, pub.Port)},
 			})
 		}

@@ -140,6 +140,14 @@ func TestProxyYields(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || len(d.Firewall.Proxied) > 0 {
 		t.Errorf("ports (-want +got)\n%s, proxied %v", diff, d.Firewall.Proxied)
 	}
+	// All addresses are what an unpinned one asked for: that is a clash, which the reservation tells.
+	for i := range in.Endpoints {
+		in.Endpoints[i].Container.Labels = nil
+	}
+	in.Endpoints[1].Publishes[0].HostIP = addr("::")
+	if d, _ := plan.Compute(in); len(d.Ports) != 3 {
+		t.Errorf("unpinned: %v", d.Ports)
+	}
 }
 
 // TestSparePortsAreNotServed: who is not decided yet has no proxy.

@@ -247,3 +247,25 @@ func TestClaimsOutliveTheirPins(t *testing.T) {
 		}
 	})
 }
+
+// TestProxiesServeBehindTheFirewall: a port's proxy begins when its answers find
+// their way, and not while the firewall cannot be applied.
+func TestProxiesServeBehindTheFirewall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.docker = map[string]model.Container{}
+		l := start(t, w)
+		w.do(func() { w.refuse = errors.New("the table is busy") })
+		before := w.read(&w.served)
+		if err := l.Sync(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		if n := w.read(&w.served); n != before {
+			t.Error("proxies were begun without the firewall")
+		}
+		w.do(func() { w.refuse = nil })
+		if err := l.Sync(t.Context()); err != nil || w.read(&w.served) == before {
+			t.Errorf("proxies are not begun when it is there: %v", err)
+		}
+	})
+}

@@ -77,15 +77,22 @@ func twice(t *testing.T, w *world, l *reconcile.Loop) {
 	}
 }
 
+// hearing is a world in which the loop hears of its own changes, and is quiet.
+func hearing(t *testing.T) (*world, *reconcile.Loop) {
+	t.Helper()
+	w := newWorld()
+	w.docker = map[string]model.Container{}
+	l := start(t, w)
+	w.do(func() { w.heard = l.PokeForwarding })
+	wait(10 * reconcile.RetryInterval)
+	return w, l
+}
+
 // TestOwnChangesMakeNoneWait: a change that comes soon after another was mended
 // is mended, too, without anything else that wakes the loop.
 func TestOwnChangesMakeNoneWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.docker = map[string]model.Container{}
-		l := start(t, w)
-		w.do(func() { w.heard = l.PokeForwarding })
-		wait(10 * reconcile.RetryInterval)
+		w, l := hearing(t)
 		twice(t, w, l)
 		w.do(func() { w.bridges = nil })
 		l.PokeForwarding()
@@ -100,11 +107,7 @@ func TestOwnChangesMakeNoneWait(t *testing.T) {
 // ours, has iptables run less and less often, until it is quiet for a while.
 func TestOthersOwnChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.docker = map[string]model.Container{}
-		l := start(t, w)
-		w.do(func() { w.heard = l.PokeForwarding })
-		wait(10 * reconcile.RetryInterval)
+		w, l := hearing(t)
 		before := w.read(&w.forwardings)
 		for range 100 { // ten seconds
 			l.PokeForwarding()

@@ -52,8 +52,8 @@ type world struct {
 	unflushed    error                   // of translated flows
 	unmoved      error                   // of those of moved pins
 
-	passes, writes, forwardings, removals int
-	refuse                                error // of the firewall
+	passes, writes, forwardings, removals, served int
+	refuse                                        error // of the firewall
 
 	heard func() // as nftables tells of every change of Docker's chain
 
@@ -295,7 +295,10 @@ func (p portsPart) Set(want []plan.Port) map[plan.Port]error {
 	return failed
 }
 
-func (p portsPart) Serve() error { return nil }
+func (p portsPart) Serve() error {
+	p.do(func() { p.served++ })
+	return nil
+}
 
 func (p storePart) Networks() []model.Network {
 	p.mu.Lock()
