@@ -271,8 +271,9 @@ func jumpLines(chain string, listing []string, want bool) []string {
 			others = append(others, r)
 		}
 	}
-	last := len(others)
+	last, place := len(others), "-A "+chain // not by number: Docker may change the chain before we write
 	if last > 0 && others[last-1] == returnRule {
+		place = fmt.Sprintf("-I %s %d", chain, last)
 		last--
 	}
 	right := len(jumps) == 1 && at == last && unquoted(jumps)[0] == "-A "+chain+ourJump
@@ -284,7 +285,7 @@ func jumpLines(chain string, listing []string, want bool) []string {
 		lines = append(lines, "-D"+strings.TrimPrefix(j, "-A"))
 	}
 	if want {
-		lines = append(lines, fmt.Sprintf("-I %s %d%s", chain, last+1, ourJump))
+		lines = append(lines, place+ourJump)
 	}
 	return lines
 }

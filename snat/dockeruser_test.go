@@ -195,35 +195,64 @@ func TestDockerUserHangs(t *testing.T) {
 	}
 }
 
-// TestDockerUserWhileDockerWrites: between looking and writing Docker takes its
-// own jump out of FORWARD, so that there is no such place for ours any more.
+// TestDockerUserWhileDockerWrites: Docker had taken its own jump out of FORWARD
+// when we looked, and puts it back before we write; ours comes last all the same.
 func TestDockerUserWhileDockerWrites(t *testing.T) {
+	ns := newNamespace(t)
+	ns.run(t, "iptables -N DOCKER-USER", "iptables -P FORWARD DROP", "iptables -A FORWARD -i docker0 -j ACCEPT")
+	d := beforeRestore(t, ns, "%s -I FORWARD -j DOCKER-USER", 1)
+	if _, err := applyIn(t, ns, d, "br0"); err != nil {
+		t.Error(err)
+	}
+	want := "-A FORWARD -j DOCKER-USER\n-A FORWARD -i docker0 -j ACCEPT\n-A FORWARD" + ourJump + "\n"
+	if diff := cmp.Diff(want, rulesOnly(ns.run(t, "iptables -S FORWARD"))); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// TestDockerUserWhileOthersWrite: between looking and writing rules go, and
+// there is no such place for our jump any more.
+func TestDockerUserWhileOthersWrite(t *testing.T) {
 	for _, tc := range []struct {
 		times int
 		fails bool
 	}{{1, false}, {2, false}, {9, true}} {
 		ns := newNamespace(t)
-		ns.run(t, "iptables -N DOCKER-USER", "iptables -P FORWARD DROP")
-		for range 9 {
-			ns.run(t, "iptables -A FORWARD -j DOCKER-USER")
+		ns.run(t, "iptables -N DOCKER-USER")
+		for i := range 18 {
+			ns.run(t, fmt.Sprintf("iptables -A DOCKER-USER -s 192.0.2.%d -j DROP", i))
 		}
-		d := newDockerUser(t, ns)
-		d.tools = d.tools[:1]
-		dir := t.TempDir()
-		script := fmt.Sprintf("#!/bin/sh\necho >> %s/n; [ $(wc -l < %s/n) -gt %d ] || %s -D FORWARD 1\nexec %s \"$@\"\n", dir, dir, tc.times, d.tools[0].path, d.tools[0].restore)
-		d.tools[0].restore = dir + "/restore"
-		if err := os.WriteFile(d.tools[0].restore, []byte(script), 0o755); err != nil {
-			t.Fatal(err)
+		ns.run(t, "iptables -A DOCKER-USER -j RETURN")
+		d := beforeRestore(t, ns, "for i in 1 2; do %s -D DOCKER-USER 1; done", tc.times)
+		if _, err := applyIn(t, ns, d, "br0"); (err != nil) != tc.fails {
+			t.Errorf("others write %d times: %v", tc.times, err)
 		}
-		var err error
-		ns.Do(func() { _, err = d.Apply(t.Context(), []string{"br0"}) })
-		if failed := err != nil; failed != tc.fails {
-			t.Errorf("Docker writes %d times: %v", tc.times, err)
-		}
-		if got := rulesOnly(ns.run(t, "iptables -S FORWARD")); strings.Contains(got, "EIPNET-FORWARD") == tc.fails {
-			t.Errorf("Docker writes %d times:\n%s", tc.times, got)
+		got := rulesOnly(ns.run(t, "iptables -S DOCKER-USER"))
+		if strings.HasSuffix(got, jumpRule+"\n"+returnRule+"\n") == tc.fails {
+			t.Errorf("others write %d times:\n%s", tc.times, got)
 		}
 	}
+}
+
+// beforeRestore returns a DockerUser of iptables alone that runs a command
+// before it writes, so many times; %s is iptables.
+func beforeRestore(t *testing.T, ns *namespace, command string, times int) *DockerUser {
+	t.Helper()
+	d := newDockerUser(t, ns)
+	d.tools = d.tools[:1]
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\necho >> %s/n\n[ $(wc -l < %s/n) -gt %d ] || { "+command+"; }\nexec %s \"$@\"\n", dir, dir, times, d.tools[0].path, d.tools[0].restore)
+	d.tools[0].restore = dir + "/restore"
+	if err := os.WriteFile(d.tools[0].restore, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func applyIn(t *testing.T, ns *namespace, d *DockerUser, bridges ...string) (out Outcome, err error) {
+	t.Helper()
+	ns.Do(func() { out, err = d.Apply(t.Context(), bridges) })
+	return out, err
 }
 
 func TestDockerUserRepairs(t *testing.T) {
@@ -281,10 +310,9 @@ func applyDockerUser(t *testing.T, ns *namespace, d *DockerUser, want bool, brid
 	}
 }
 
-func outcome(t *testing.T, ns *namespace, d *DockerUser, bridges ...string) (out Outcome) {
+func outcome(t *testing.T, ns *namespace, d *DockerUser, bridges ...string) Outcome {
 	t.Helper()
-	var err error
-	ns.Do(func() { out, err = d.Apply(t.Context(), bridges) })
+	out, err := applyIn(t, ns, d, bridges...)
 	if err != nil {
 		t.Fatal(err)
 	}

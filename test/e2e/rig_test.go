@@ -249,12 +249,17 @@ func (r *rig) createNetwork(options ...string) {
 	r.docker(append(append(args, options...), network)...)
 }
 
-// letThrough waits for the network's accepts, which come a moment after it.
+// letThrough waits for the network's accepts, which come a moment after it, and
+// for them to be where they stay: Docker writes the same chains at that moment.
 func (r *rig) letThrough() {
 	r.t.Helper()
 	r.eventually("the network to be let through", func() error {
 		if out := r.on("iptables", "-S"); !strings.Contains(out, "-A EIPNET-FORWARD -i "+bridge+" ") {
 			return errors.New(out)
+		}
+		forward := strings.TrimSpace(r.on("iptables", "-S", "FORWARD"))
+		if !strings.HasPrefix(forward, "-P FORWARD ACCEPT") && !strings.HasSuffix(forward, " -j EIPNET-FORWARD") {
+			return errors.New(forward)
 		}
 		return nil
 	})
