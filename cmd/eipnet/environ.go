@@ -37,6 +37,12 @@ func flagsFromEnv(flags *pflag.FlagSet) error {
 	return errors.Join(errs...)
 }
 
+// labels are what a variable may have been meant to be, other than a flag.
+var labels = []string{
+	model.KeyNIC, model.KeyIP, model.KeyPublic, model.KeyMAC, model.KeyIP6, model.KeyFallback, model.KeyExcept,
+	model.KeyAllow, model.KeyLock, model.KeyStrict,
+}
+
 // unknownVariables reports variables of ours, of environ, that are none of the flags'.
 func unknownVariables(flags *pflag.FlagSet, environ []string) (problems []model.Problem) {
 	var known []string
@@ -50,10 +56,13 @@ func unknownVariables(flags *pflag.FlagSet, environ []string) (problems []model.
 		if !strings.HasPrefix(name, envPrefix) || slices.Contains(known, name) {
 			continue
 		}
-		nearest := slices.MinFunc(known, func(a, b string) int { return cmp.Compare(distance(name, a), distance(name, b)) })
+		meant := "the nearest one is " + slices.MinFunc(known, func(a, b string) int { return cmp.Compare(distance(name, a), distance(name, b)) })
+		if label := model.Prefix + strings.ToLower(strings.TrimPrefix(name, envPrefix)); slices.Contains(labels, label) {
+			meant = "which NIC and how is said by labels of containers and networks, as " + label
+		}
 		problems = append(problems, model.Problem{
 			Code: model.CodeSettingUnused, Severity: model.Warning, Subject: name,
-			Text: "eipnet serve has no setting of this name, so it has no effect; the nearest one is " + nearest,
+			Text: "eipnet serve has no setting of this name, so it has no effect; " + meant,
 			Fix:  "correct the name or take the variable away, and restart the daemon",
 		})
 	}

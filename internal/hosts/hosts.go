@@ -67,7 +67,10 @@ const undoTimeout = 20 * time.Second
 // ErrUnknown says that there is no such entry.
 var ErrUnknown = errors.New("there is no such host entry")
 
-var errSilent = errors.New("docker has not answered since the daemon was started, and nothing is taken away before; try again")
+var (
+	errSilent    = errors.New("docker has not answered since the daemon was started, and nothing is taken away before; start Docker, or try again")
+	errSilentAdd = errors.New("docker has not answered since the daemon was started, so which addresses and bridges are its is not known yet; start Docker, or try again")
+)
 
 // List lists the entries, sorted by name.
 func (k *Keeper) List() []model.HostEntry {
@@ -80,7 +83,7 @@ func (k *Keeper) Add(ctx context.Context, e model.HostEntry) error {
 	k.changing.Lock()
 	defer k.changing.Unlock()
 	if !k.o.Seen() {
-		return errSilent
+		return errSilentAdd
 	}
 	e.File, e.Leaving = "", false
 	host, err := k.o.Core.Host(ctx)
