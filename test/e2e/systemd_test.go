@@ -29,7 +29,7 @@ func TestSystemd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if out, err := sd.Run(context.Background(), "journalctl", "-u", "eipnet*", "--no-pager"); t.Failed() {
+		if out, err := sd.Run(context.Background(), "journalctl", "-u", "eip*", "-u", "web", "-u", "server", "--no-pager"); t.Failed() {
 			t.Log(out, err)
 		}
 		if err := sd.Close(context.Background()); err != nil {
@@ -104,6 +104,7 @@ func TestSystemd(t *testing.T) {
 
 	r.docker("rm", "-f", "app0", "app1")
 	r.docker("network", "rm", network)
+	r.documentedUnits(on)
 	dockerGoesOn := r.standInDocker(t, on)
 	on("systemctl", "disable", "--now", "eipnet", "eipnet-restore")
 	dockerGoesOn("disable --now")
