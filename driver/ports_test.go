@@ -175,15 +175,15 @@ func TestPublishRangePassesOverWhatIsTaken(t *testing.T) {
 	h.network(nil)
 	h.joined(epA, "172.19.0.2/16")
 	h.joined(epB, "172.19.0.3/16")
-	h.Core.Take(model.Publish{Proto: model.UDP, HostPort: 42301}) // seen by the pass only
-	three := programReq(epA, ports(binding(17, "", 42300, 42302, 53)))
+	h.Core.Take(model.Publish{Proto: model.UDP, HostPort: 22301}) // seen by the pass only
+	three := programReq(epA, ports(binding(17, "", 22300, 22302, 53)))
 	h.ok("ProgramExternalConnectivity", three)
 	three["EndpointID"] = epB
 	h.ok("ProgramExternalConnectivity", three)
-	if a, b := h.endpoint(epA).Publishes[0].HostPort, h.endpoint(epB).Publishes[0].HostPort; a != 42300 || b != 42302 {
+	if a, b := h.endpoint(epA).Publishes[0].HostPort, h.endpoint(epB).Publishes[0].HostPort; a != 22300 || b != 22302 {
 		t.Errorf("chose %d and %d", a, b)
 	}
-	h.fails("ProgramExternalConnectivity", programReq(epB, ports(binding(17, "", 42300, 42301, 53))), "all ports are allocated")
+	h.fails("ProgramExternalConnectivity", programReq(epB, ports(binding(17, "", 22300, 22301, 53))), "all ports are allocated")
 }
 
 // A network's own default address, where -p names none.
@@ -208,8 +208,8 @@ func TestPublishOnTheNetworksAddress(t *testing.T) {
 func TestPublishAnyPort(t *testing.T) {
 	h := newHarness(t)
 	h.Core.Observed.Sysctls = map[string]string{
-		"net/ipv4/ip_local_port_range":     "42320\t42325",
-		"net/ipv4/ip_local_reserved_ports": "42321,42323-42324",
+		"net/ipv4/ip_local_port_range":     "22320\t22325",
+		"net/ipv4/ip_local_reserved_ports": "22321,22323-22324",
 	}
 	h.network(nil)
 	publish := func(proto int, ip string) uint16 {
@@ -224,7 +224,7 @@ func TestPublishAnyPort(t *testing.T) {
 		got = append(got, publish(6, "127.0.0.1"))
 	}
 	got = append(got, publish(17, "127.0.0.1"), publish(6, "127.0.0.1"))
-	if diff := cmp.Diff([]uint16{42320, 42322, 42325, 42320, 42320, 42322}, got); diff != "" {
+	if diff := cmp.Diff([]uint16{22320, 22322, 22325, 22320, 22320, 22322}, got); diff != "" {
 		t.Errorf("host ports (-want +got)\n%s", diff)
 	}
 	// Nothing of the range is left: two ports of one container, one of another's.

@@ -69,7 +69,9 @@ func (f *flows) receive(ctx context.Context) {
 			}
 			f.wg.Go(func() { f.answer(key, conn, answer, addr) })
 		}
-		_, _ = conn.Write(buf[:n]) // a container's refusal is not for the next datagram
+		if _, err := conn.Write(buf[:n]); errors.Is(err, unix.ECONNREFUSED) {
+			_, _ = conn.Write(buf[:n]) // the container refused the one before, of which it was told only
+		}
 	}
 }
 

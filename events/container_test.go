@@ -76,8 +76,8 @@ func TestNameUsedAgain(t *testing.T) {
 		delete(d.containers, con1)
 		d.containers[con2] = object{"Id": con2, "Names": []string{"/app"}, "Labels": object{"eip.nic": "eth2"}, "State": "created"}
 	})
-	d.emit("network", "connect", net1, nil) // the events before it are through
 	d.attach(net1, "ep-"+end2, end2, "app")
+	d.emit("network", "connect", net1, nil) // the events before it are through
 	w.until("listed", func() bool { return w.View().Containers[end2].Known })
 	got, err := w.Container(t.Context(), net1, end2)
 	if err != nil || got.ID != con2 || got.Labels["eip.nic"] != "eth2" {

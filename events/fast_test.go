@@ -142,7 +142,7 @@ func TestUrgentOwed(t *testing.T) {
 	}
 	d.attach(net1, con2, end2, "late")
 	d.emit("network", "connect", net1, map[string]string{"container": con2, "type": "eipnet"})
-	w.until("labels", func() bool { return w.View().Containers[end2].Known })
+	w.until("labels", func() bool { return w.View().Containers[end2].Known && w.urges.Load() > 0 })
 	if n := w.urges.Load(); n != 1 || len(w.View().Endpoints) > 0 {
 		t.Errorf("%d times urgent; endpoints %v", n, w.View().Endpoints)
 	}

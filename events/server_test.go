@@ -85,6 +85,7 @@ func (d *dockerServer) start() {
 // stop breaks all connections and removes the socket, as a dying dockerd does.
 func (d *dockerServer) stop() {
 	d.answer()
+	_ = d.http.Listener.Close() // or Close would wait for a stream that was opened in between
 	d.http.CloseClientConnections()
 	d.http.Close()
 }

@@ -101,6 +101,7 @@ func TestImageError(t *testing.T) {
 	d.change(func() { d.failing["/images/"+labelledImage+"/json"] = 500 })
 	w := run(t, d.host())
 	w.untilUp()
+	w.until("it to be asked in vain", func() bool { return d.count("GET /images/") > 0 })
 	d.change(func() { clear(d.failing) })
 	w.until("image readable", func() bool { return w.View().Containers[end1].Known })
 }

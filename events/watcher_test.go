@@ -120,8 +120,8 @@ func TestEventFilters(t *testing.T) {
 	for _, action := range []string{"exec_create: /bin/true", "health_status: healthy", "exec_die"} {
 		d.emit("container", action, con1, nil)
 	}
-	d.emit("network", "create", net1, nil) // comes after them
 	lists := d.count("GET /networks?")
+	d.emit("network", "create", net1, nil) // comes after them
 	w.until("a list", func() bool { return d.count("GET /networks?") > lists })
 	if _, there := w.cache.id(con1); there {
 		t.Error("a health event reached the cache")

@@ -303,12 +303,12 @@ func (l *lab) groupConnections(t *testing.T, g group) {
 		}
 	})
 	t.Cleanup(func() { _ = world.Close() })
-	// sends reports who the world saw, or nobody.
-	sends := func(c net.Conn) string {
+	// sends reports who the world saw within a time, or nobody.
+	sends := func(c net.Conn, within time.Duration) string {
 		if _, err := c.Write([]byte("x")); err != nil {
 			_, _ = c.Write([]byte("x")) // the first only told of the refusal before
 		}
-		_ = world.SetReadDeadline(deadline(silence))
+		_ = world.SetReadDeadline(deadline(within))
 		_, from, err := world.ReadFrom(make([]byte, 8))
 		if err != nil {
 			return ""
@@ -317,7 +317,11 @@ func (l *lab) groupConnections(t *testing.T, g group) {
 	}
 	expect := func(what string, c net.Conn, want string) {
 		t.Helper()
-		if got := sends(c); got != want {
+		within := silence
+		if want != "" {
+			within = patience
+		}
+		if got := sends(c, within); got != want {
 			t.Errorf("%s: seen as %q, want %q", what, got, want)
 		}
 		l.nothingForeign(t)

@@ -108,11 +108,8 @@ func (l *lab) quoteOthers(t *testing.T, f model.Family, locked, held string) {
 		for about, name := range map[quoted]string{calls: c.original, called: c.reply, session: c.reply} {
 			before := counter(t, l.m, name)
 			about.send(t, c.ns, inFamily(f, c.from))
-			for giveUp := time.Now().Add(silence); counter(t, l.m, name) == before; <-time.After(silence / 10) {
-				if time.Now().After(giveUp) {
-					t.Errorf("%s about %v and %v: counter %s did not move", c.name, about.local, about.remote, name)
-					break
-				}
+			if !moves(t, l.m, name, before) {
+				t.Errorf("%s about %v and %v: counter %s did not move", c.name, about.local, about.remote, name)
 			}
 			for _, nic := range []string{"eth0", "eth1"} {
 				if counted(t, l.world, "errors", nic) > 0 {

@@ -2,6 +2,7 @@ package snat
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,8 @@ func told(t *testing.T, what string, want, other chan struct{}) {
 // TestWatch: what others do to our tables is told, with who did it; our own
 // writes and what is not ours are not.
 func TestWatch(t *testing.T) {
+	runtime.LockOSThread() // who wrote is told by its thread, which must outlive what it wrote
+	defer runtime.UnlockOSThread()
 	ns := newNamespace(t)
 	m, err := New(Options{NetNS: ns.FD(), Shared: true})
 	if err != nil {

@@ -126,7 +126,8 @@ func TestWatchPortUp(t *testing.T) {
 		ip(t, "link set nic up")
 		ip(t, "link set wire up")
 	})
-	<-turned
+	<-turned // switched on
+	<-turned // and has a carrier
 	ns.Do(func() {
 		ip(t, "neigh add 172.31.0.2 lladdr 02:00:00:00:00:02 dev nic nud permanent")
 		ip(t, "link set wire down")

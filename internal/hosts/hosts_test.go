@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/eipnet/eipnet/internal/hosts"
 	"github.com/eipnet/eipnet/internal/model"
@@ -248,12 +249,13 @@ func TestFolder(t *testing.T) {
 	if err := k.Remove(t.Context(), "second"); err == nil || !strings.Contains(err.Error(), "remove that file") {
 		t.Errorf("by command: %v", err)
 	}
-	aside := dir + ".aside"
-	if err := errors.Join(os.Rename(dir, aside), os.WriteFile(dir, nil, 0o644)); err != nil {
+	file := dir + ".file" // at one stroke: a folder that is not there says that there are no entries
+	exchange := func() error { return unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, file, unix.RENAME_EXCHANGE) }
+	if err := errors.Join(os.WriteFile(file, nil, 0o644), exchange()); err != nil {
 		t.Fatal(err)
 	}
 	expect("later eth7 172.19.0.107, second eth2 172.19.0.108", "reading the folder") // which takes nothing away
-	if err := errors.Join(os.Remove(dir), os.Rename(aside, dir)); err != nil {
+	if err := exchange(); err != nil {
 		t.Fatal(err)
 	}
 	expect("later eth7 172.19.0.107, second eth2 172.19.0.108")

@@ -151,7 +151,7 @@ func (p hostPart) Apply(_ context.Context, l plan.Links, _ []plan.Sysctl, prune 
 }
 
 func (p hostPart) FlushConntrackPorts(_ context.Context, dst []netip.AddrPort) (int, error) {
-	p.flushed = append(p.flushed, dst...)
+	p.do(func() { p.flushed = append(p.flushed, dst...) })
 	return len(dst), nil
 }
 
@@ -285,6 +285,8 @@ func (p forwardingPart) Apply(_ context.Context, bridges []string) (reconcile.Fo
 }
 
 func (p portsPart) Set(want []plan.Port) map[plan.Port]error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	failed := make(map[plan.Port]error)
 	for _, w := range want {
 		if p.taken[w.Forward] {
@@ -321,10 +323,18 @@ func (p storePart) Endpoints() []model.Endpoint {
 	}
 	return out
 }
-func (p storePart) PutNetwork(model.Network) error             { return nil }
-func (p storePart) DeleteNetwork(string) error                 { return nil }
-func (p storePart) NICIDs() map[string]model.NICID             { return maps.Clone(p.ids) }
-func (p storePart) SetNICIDs(ids map[string]model.NICID) error { p.ids = maps.Clone(ids); return nil }
+func (p storePart) PutNetwork(model.Network) error { return nil }
+func (p storePart) DeleteNetwork(string) error     { return nil }
+func (p storePart) NICIDs() map[string]model.NICID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.ids)
+}
+
+func (p storePart) SetNICIDs(ids map[string]model.NICID) error {
+	p.do(func() { p.ids = maps.Clone(ids) })
+	return nil
+}
 
 func (p storePart) Rebinds() []model.Rebind {
 	p.mu.Lock()

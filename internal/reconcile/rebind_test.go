@@ -171,7 +171,9 @@ func TestRebindMovesWhoHasJoined(t *testing.T) {
 func TestRebindThatFailsIsTakenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := twoNICs(t)
-		w.taken[plan.Forward{Proto: model.TCP, Addr: netip.MustParseAddr("172.31.0.14"), Port: 8090, To: netip.MustParseAddrPort("172.19.0.100:8080")}] = true
+		w.do(func() {
+			w.taken[plan.Forward{Proto: model.TCP, Addr: netip.MustParseAddr("172.31.0.14"), Port: 8090, To: netip.MustParseAddrPort("172.19.0.100:8080")}] = true
+		})
 		_, err := l.Rebind(t.Context(), "app", toEth1)
 		if err == nil || !strings.Contains(err.Error(), "already allocated") || !strings.Contains(err.Error(), "stays where it was") {
 			t.Fatalf("%v", err)
@@ -262,7 +264,9 @@ func TestClearedRebindThatFailsIsTakenBack(t *testing.T) {
 		if _, err := l.Rebind(t.Context(), "app", toEth1); err != nil {
 			t.Fatal(err)
 		}
-		w.taken[plan.Forward{Proto: model.TCP, Addr: netip.IPv4Unspecified(), Port: 8090, To: netip.MustParseAddrPort("172.19.0.100:8080")}] = true
+		w.do(func() {
+			w.taken[plan.Forward{Proto: model.TCP, Addr: netip.IPv4Unspecified(), Port: 8090, To: netip.MustParseAddrPort("172.19.0.100:8080")}] = true
+		})
 		if _, err := l.Rebind(t.Context(), "app", nil); err == nil || !strings.Contains(err.Error(), "stays where it was") {
 			t.Errorf("cleared: %v", err)
 		}

@@ -26,7 +26,7 @@ func TestSetAsideWhileOpening(t *testing.T) {
 		}
 		opened <- err
 	}()
-	for deadline := time.Now().Add(lockTimeout / 2); descriptors(t, info) < 2; { // it waits for the lock
+	for deadline := time.Now().Add(10 * time.Second); descriptors(t, info) < 2; { // it waits for the lock
 		if time.Now().After(deadline) {
 			t.Fatal("the file was not opened")
 		}

@@ -22,7 +22,7 @@ import (
 const (
 	lockTimeout = time.Second
 	lockRetry   = 20 * time.Millisecond
-	emptyTries  = 10 // looks at an empty file before it counts as damaged
+	emptyTries  = int(lockTimeout / lockRetry) // looks at an empty file before it counts as damaged
 )
 
 // ErrLocked says that another process, or this one, has the state file open:
