@@ -272,9 +272,13 @@ func (r *rig) datagrams(eth0, eth1 string) {
 	defer r.docker("rm", "-f", "bound")
 	r.decided("bound", plan.StatePinned)
 	for _, addr := range []string{eth0 + ":8090", eth1 + ":8096"} {
-		if got, err := r.udpFromSite(addr); err != nil || !strings.Contains(got, "hello") {
-			r.t.Errorf("by UDP %s answered %q: %v", addr, got, err)
-		}
+		r.eventually("an answer by UDP of "+addr, func() error { // it may not listen yet
+			got, err := r.udpFromSite(addr)
+			if err == nil && !strings.Contains(got, "hello") {
+				err = fmt.Errorf("it said %q", got)
+			}
+			return err
+		})
 	}
 	r.resetSniffers()
 	if got, err := r.udpFromSite(eth1 + ":8090"); err == nil {

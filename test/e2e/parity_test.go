@@ -198,7 +198,7 @@ func (s *side) container(t *testing.T, name, net string, host int, args ...strin
 	}
 }
 
-// lookUp finds the containers' processes.
+// lookUp finds the containers' processes, and waits until they listen.
 func (s *side) lookUp() {
 	s.t.Helper()
 	s.pids = make(map[string]string)
@@ -206,6 +206,15 @@ func (s *side) lookUp() {
 	for line := range strings.Lines(s.docker(append([]string{"inspect", "-f", "{{.Name}} {{.State.Pid}}"}, names...)...)) {
 		name, pid, _ := strings.Cut(strings.TrimSpace(line), " ")
 		s.pids[strings.TrimPrefix(name, "/"+s.driver+"-")] = pid
+	}
+	for name, pid := range s.pids {
+		s.eventually(name+" to listen", func() error {
+			c, err := s.dialIn(s.t.Context(), pid, "tcp", "127.0.0.1:8081")
+			if err == nil {
+				_, err = greeting(c, "tcp")
+			}
+			return err
+		})
 	}
 }
 
@@ -242,8 +251,12 @@ func (s *side) dial(ctx context.Context, from, network, to string) (net.Conn, er
 	if pid == "" {
 		return nil, errors.New("it does not run yet")
 	}
-	var conn net.Conn
-	err := inNetNS(s.Host.Path("/proc/"+pid+"/ns/net"), func() (err error) {
+	return s.dialIn(ctx, pid, network, to)
+}
+
+// dialIn connects from a process's network.
+func (s *side) dialIn(ctx context.Context, pid, network, to string) (conn net.Conn, err error) {
+	err = inNetNS(s.Host.Path("/proc/"+pid+"/ns/net"), func() (err error) {
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, to)
 		return err
 	})
@@ -339,6 +352,10 @@ func (s *side) greet(ctx context.Context, from, network, to string) (string, err
 	if err != nil {
 		return "", err
 	}
+	return greeting(c, network)
+}
+
+func greeting(c net.Conn, network string) (string, error) {
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(probeTime)); err != nil {
 		return "", err

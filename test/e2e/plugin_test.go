@@ -185,6 +185,9 @@ func TestPlugin(t *testing.T) {
 		t.Errorf("status after the upgrade: %+v, %v", s, err)
 	}
 
+	for _, s := range sessions {
+		s.end()
+	}
 	containers := 5
 	if soak() {
 		containers = 50

@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -254,12 +253,15 @@ func (r *rig) createNetwork(options ...string) {
 func (r *rig) letThrough() {
 	r.t.Helper()
 	r.eventually("the network to be let through", func() error {
-		if out := r.on("iptables", "-S"); !strings.Contains(out, "-A EIPNET-FORWARD -i "+bridge+" ") {
-			return errors.New(out)
-		}
-		forward := strings.TrimSpace(r.on("iptables", "-S", "FORWARD"))
-		if !strings.HasPrefix(forward, "-P FORWARD ACCEPT") && !strings.HasSuffix(forward, " -j EIPNET-FORWARD") {
-			return errors.New(forward)
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			all, forward := r.on(tool, "-S"), strings.TrimSpace(r.on(tool, "-S", "FORWARD"))
+			refuses := !strings.HasPrefix(forward, "-P FORWARD ACCEPT")
+			if (refuses || strings.Contains(all, "-N DOCKER-USER\n")) && !strings.Contains(all, "-A EIPNET-FORWARD -i "+bridge+" ") {
+				return fmt.Errorf("%s: %s", tool, all)
+			}
+			if refuses && !strings.HasSuffix(forward, " -j EIPNET-FORWARD") {
+				return fmt.Errorf("%s: %s", tool, forward)
+			}
 		}
 		return nil
 	})

@@ -15,8 +15,9 @@ import (
 // session is a long-lived connection over which a line goes back and forth all
 // the time, as somebody's SSH session.
 type session struct {
-	name string
-	conn net.Conn
+	name  string
+	conn  net.Conn
+	ended chan struct{}
 
 	mu    sync.Mutex
 	turns int
@@ -48,14 +49,20 @@ func openSession(t *testing.T, name string, from dialer, addr string) *session {
 	if err != nil {
 		t.Fatalf("opening session %s: %v", name, err)
 	}
-	s := &session{name: name, conn: conn}
-	done := make(chan struct{})
+	s := &session{name: name, conn: conn, ended: make(chan struct{})}
 	go func() {
-		defer close(done)
+		defer close(s.ended)
 		s.run(t.Context())
 	}()
-	t.Cleanup(func() { conn.Close(); <-done })
+	t.Cleanup(s.end)
 	return s
+}
+
+// end closes the session: before its container goes, whose address nobody
+// answers for then but the host, by its own way.
+func (s *session) end() {
+	_ = s.conn.Close()
+	<-s.ended
 }
 
 func (s *session) run(ctx context.Context) {

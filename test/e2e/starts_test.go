@@ -43,8 +43,15 @@ func TestStarts(t *testing.T) {
 			for _, on := range networks {
 				s := r.starts(on, "there", n)
 				r.told(s, "daemon there")
-				// A SYN that waits for a second is late; one may be on a busy machine.
-				if share := s.share(network); len(s.late[network]) > 1 && share < 100-10*(100-firstSYN) {
+				// A SYN that waits for a second is late; one may be on a busy machine, and of
+				// a few more than a tenth: more are started then.
+				const enough = 100 - 10*(100-firstSYN)
+				if len(s.late[network]) > 1 && s.share(network) < enough {
+					more := r.starts(on, "more", 4*n)
+					r.told(more, "daemon there, once more")
+					s.add(more)
+				}
+				if share := s.share(network); len(s.late[network]) > 1 && share < enough {
 					t.Errorf("%.1f %% of the first SYNs were answered, want %d: %q", share, firstSYN, s.late)
 				}
 				if len(s.refused) > 0 {
@@ -95,6 +102,15 @@ func (s *starts) share(network string) float64 {
 		return 100
 	}
 	return 100 * float64(s.n[network]-len(s.late[network])) / float64(s.n[network])
+}
+
+// add adds what became of more starts.
+func (s *starts) add(more *starts) {
+	for _, network := range s.networks {
+		s.n[network] += more.n[network]
+		s.late[network] = append(s.late[network], more.late[network]...)
+	}
+	s.refused = append(s.refused, more.refused...)
 }
 
 // starts starts n containers, atOnce together, on one network after the other

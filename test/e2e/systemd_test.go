@@ -102,6 +102,7 @@ func TestSystemd(t *testing.T) {
 	session.goesOn(t)
 	r.livePinned(pins)
 
+	session.end()
 	r.docker("rm", "-f", "app0", "app1")
 	r.docker("network", "rm", network)
 	r.documentedUnits(on)
