@@ -188,7 +188,7 @@ func statusFunc(loop *reconcile.Loop, firewall *snat.Manager, watcher *events.Wa
 		}
 		s := api.Build(res, o.settings)
 		s.Version = version
-		if v := watcher.View(); v != nil && watcher.Up() {
+		if v := watcher.View(); v != nil && watcher.Up() && res.Seen {
 			s.Docker = v.EngineVersion
 		}
 		counters, err := firewall.Counters()

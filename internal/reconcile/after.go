@@ -17,7 +17,7 @@ import (
 // runs iptables, both of which take long on a busy host.
 func (l *Loop) after(ctx context.Context, res, before *Result) {
 	if res.Err == nil {
-		seen := res.seen // by the pass: Docker may have answered since
+		seen := res.Seen // by the pass: Docker may have answered since
 		fw := res.Desired.Firewall
 		res.partial(l.flushPublished(ctx, fw.Forwards, res.Host.Locals))
 		// A change of the tables may be told when it is mended already, and one

@@ -24,7 +24,7 @@ func (l *Loop) pass(ctx context.Context) *Result {
 	// add, but take nothing away.
 	view, seen := l.o.Docker.View()
 	prune := seen && !view.Incomplete
-	res.seen, res.complete = seen, prune
+	res.Seen, res.complete = seen, prune
 	res.hard(l.learn(view.Containers))
 	l.gather(res, view, seen)
 

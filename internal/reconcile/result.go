@@ -27,8 +27,8 @@ type Result struct {
 	PortErrors map[string]error
 	Changed    bool
 	table      bool // the firewall was changed
-	// seen: Docker has told what exists; complete: all of that is known.
-	seen, complete bool
+	// Seen: Docker had told what exists; complete: all of that is known.
+	Seen, complete bool
 	// Err is why nothing can be relied on: the host could not be seen, the
 	// state not written, lock or firewall not applied.
 	Err error

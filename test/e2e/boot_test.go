@@ -111,7 +111,7 @@ func (r *rig) forgetBoot(t *testing.T) {
 	t.Helper()
 	r.deleteRules()
 	r.on("nft", "flush", "ruleset")
-	r.on("sh", "-c", `for l in $(ip -o link | sed -n 's/^[0-9]*: \([^:@]*\).*/\1/p' | grep -E '^(eip|br-|docker)'); do ip link del $l; done`)
+	r.on("sh", "-c", `for l in $(ip -o link | sed -n 's/^[0-9]*: \([^:@]*\).*/\1/p' | grep -E '^(eip|br-|docker)'); do ip link del $l || ! ip link show $l; done`)
 	for _, table := range []string{"8100", "8101", "8102", "8199"} {
 		r.on("sh", "-c", "ip route flush table "+table+" 2>/dev/null; ip -6 route flush table "+table+" 2>/dev/null; true")
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -104,16 +105,21 @@ func (r *rig) pin(t *testing.T, name string, state plan.State, as ...string) {
 		if err != nil {
 			return err
 		}
+		err = errors.New("status does not list it")
 		for _, e := range s.Endpoints {
+			if e.Container != name {
+				continue
+			}
 			var got []string
 			for _, a := range e.LeavesAs {
 				got = append(got, a.String())
 			}
-			if e.Container == name && (e.State != state || !slices.Equal(got, as)) {
+			if e.State != state || !slices.Equal(got, as) {
 				return fmt.Errorf("it is %s as %v", e.State, got)
 			}
+			err = nil
 		}
-		return nil
+		return err
 	})
 }
 

@@ -257,8 +257,8 @@ func (r *rig) composeDriver(t *testing.T) {
 	r.liveServices(t)
 	r.serviceStatus(t, "", map[string]int{"example-web-1 eth0": 1, "example-api-1 eth1": 1, "example-worker-1 eth2": 1})
 	compose("down", "-t", "1")
-	if s, err := r.status(); err != nil || len(s.Endpoints)+len(s.Networks)+len(s.Problems) > 0 {
-		t.Errorf("status after docker compose down: %+v, %v", s, err)
+	if s := r.well(); len(s.Endpoints)+len(s.Networks) > 0 {
+		t.Errorf("status after docker compose down: %+v", s)
 	}
 }
 
@@ -276,30 +276,24 @@ func (r *rig) liveServices(t *testing.T) {
 // serviceStatus compares how many endpoints of which container are pinned to which NIC.
 func (r *rig) serviceStatus(t *testing.T, sidecar string, want map[string]int) {
 	t.Helper()
-	var s api.Status
-	var err error
-	if sidecar == "" {
-		s, err = r.status()
-	} else {
-		// Exit code 2 has problems to show; a real failure prints nothing.
-		text, failed := r.Docker(t.Context(), "exec", sidecar, "eipnet", "status", "--json")
-		if err = json.Unmarshal([]byte(text), &s); err != nil {
-			err = errors.Join(failed, err)
+	status := r.status
+	if sidecar != "" {
+		status = func() (s api.Status, err error) {
+			// Exit code 2 has problems to show; a real failure prints nothing.
+			text, failed := r.Docker(t.Context(), "exec", sidecar, "eipnet", "status", "--json")
+			if err = json.Unmarshal([]byte(text), &s); err != nil {
+				err = errors.Join(failed, err)
+			}
+			return s, err
 		}
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
 	pinned := map[string]int{}
-	for _, e := range s.Endpoints {
+	for _, e := range r.noProblems(status).Endpoints {
 		if e.State == plan.StatePinned {
 			pinned[e.Container+" "+e.NIC]++
 		}
 	}
 	if diff := cmp.Diff(want, pinned); diff != "" {
 		t.Errorf("pinned endpoints (-want +got):\n%s", diff)
-	}
-	if len(s.Problems) > 0 {
-		t.Errorf("problems: %v", s.Problems)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/eipnet/eipnet/internal/plan"
 	"github.com/eipnet/eipnet/test/lab"
 )
 
@@ -66,6 +67,7 @@ func TestPacketPathPage(t *testing.T) {
 	r.run(t, "free", "--ip", "172.19.0.102")
 	r.answers(r.url("eth0", 8090), r.EIP("eth0").String())
 	r.answers(r.url("eth1", 8090), r.EIP("eth1").String())
+	r.awaitState("free", plan.StateUnpinned)
 	r.clean()
 
 	got := make(map[string]string)

@@ -175,17 +175,10 @@ func (r *rig) out6(t *testing.T) {
 		t.Errorf("unpinned: left as %q, %v", got, err)
 	}
 	r.clean()
-	s, err := r.status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range s.NICs {
+	for _, n := range r.well().NICs {
 		if !n.Gateway6.IsLinkLocalUnicast() {
 			t.Errorf("%s's IPv6 gateway is %v, want the router's link-local address", n.Name, n.Gateway6)
 		}
-	}
-	if len(s.Problems) > 0 {
-		t.Errorf("problems: %v", s.Problems)
 	}
 }
 
@@ -291,15 +284,7 @@ func (r *rig) forged6(t *testing.T) {
 	r.sees(t, r.url6("eth2", 8097, "remote"), lab.SiteAddr6)
 	r.on("ip", "addr", "del", r.NIC("eth2").Addr.String(), "dev", "eth2")
 	r.on("ip", "addr", "del", r.NIC("eth2").Addr6.String(), "dev", "eth2")
-	r.eventually("held to be held", func() error {
-		s, err := r.status()
-		for _, e := range s.Endpoints {
-			if e.Container == "held" && e.State != plan.StateBlocked {
-				err = fmt.Errorf("it is %s", e.State)
-			}
-		}
-		return err
-	})
+	r.awaitState("held", plan.StateBlocked)
 	r.forge6("both locks")
 	r.held6(t, "held")
 	r.kill()
@@ -333,7 +318,7 @@ func (r *rig) forge6(stage string) {
 		}
 		r.send6(from, packets...)
 	}
-	r.nothing(stage, func(p lab.Packet) bool { return p.DPort == forged })
+	r.nothing(stage, isForged)
 	r.clean()
 }
 
@@ -368,7 +353,7 @@ func (r *rig) watch6(t *testing.T) {
 	r.problem("gone6", "eth9")
 	r.held6(t, "gone6")
 	r.send6("gone6", ip6(netip.MustParseAddr("fd00:30::2"), lab.SiteAddr6, 17, udp6(netip.MustParseAddr("fd00:30::2"), lab.SiteAddr6, 7777, forged, "forged")))
-	r.nothing("with web6's address", func(p lab.Packet) bool { return p.DPort == forged })
+	r.nothing("with web6's address", isForged)
 	r.clean()
 
 	// Our last network goes; Docker's has come to depend on forwarding.

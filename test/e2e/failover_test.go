@@ -29,9 +29,7 @@ func TestFailover(t *testing.T) {
 			r.leaves(t, name, r.EIP("eth1").String())
 		}
 		r.answers(r.url("eth1", 8090), r.EIP("eth1").String())
-		if s, err := r.status(); err != nil || len(s.Problems) > 0 {
-			t.Errorf("problems when all is well: %v, %v", s.Problems, err)
-		}
+		r.in(t).well()
 	}
 	home(t)
 	others := openSession(t, "into other", r.Site, fmt.Sprintf("%v:8081", r.EIP("eth2")))

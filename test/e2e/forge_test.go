@@ -31,15 +31,7 @@ func TestForged(t *testing.T) {
 	inbound := openSession(t, "to what is going to be held", r.Site, fmt.Sprintf("%v:8095", r.EIP("eth0")))
 	inbound.goesOn(t)
 	r.on("ip", "addr", "del", r.NIC("eth2").Addr.String(), "dev", "eth2")
-	r.eventually("held to be held", func() error {
-		s, err := r.status()
-		for _, e := range s.Endpoints {
-			if e.Container == "held" && e.State != plan.StateBlocked {
-				err = fmt.Errorf("it is %s", e.State)
-			}
-		}
-		return err
-	})
+	r.awaitState("held", plan.StateBlocked)
 	// Held means that not even an established connection is answered.
 	r.resetSniffers()
 	r.send("held", ip4(netip.MustParseAddr("172.19.0.103"), lab.SiteAddr, 17, udp(1, forged, "x")))
@@ -91,7 +83,7 @@ func (r *rig) nothing(what string, match func(lab.Packet) bool) {
 	}
 	for _, n := range r.NICs() {
 		for _, f := range r.Sniffer(n.Name).Flows() {
-			if f.Dst == lab.SiteAddr && match(f.Packet) {
+			if (f.Dst == lab.SiteAddr || f.Dst == lab.SiteAddr6) && match(f.Packet) {
 				r.t.Errorf("%s: %v", what, f)
 			}
 		}
@@ -120,11 +112,11 @@ func (r *rig) forge(stage string) {
 		}
 		r.send(from, packets...)
 	}
-	r.nothing(stage, func(p lab.Packet) bool {
-		return p.DPort == forged && (p.Proto == lab.ProtoUDP || p.SPort != 7779 && p.SPort != 7778)
-	})
+	r.nothing(stage, isForged)
 	r.clean()
 }
+
+func isForged(p lab.Packet) bool { return p.DPort == forged }
 
 // sender is a container that sends ICMP errors.
 type sender struct {

@@ -161,6 +161,23 @@ func (r *rig) seesDocker() error {
 	return err
 }
 
+// well waits until status has no problems: those of a pass are known a moment after what it did.
+func (r *rig) well() api.Status {
+	r.t.Helper()
+	return r.noProblems(r.status)
+}
+
+func (r *rig) noProblems(status func() (api.Status, error)) (s api.Status) {
+	r.t.Helper()
+	r.eventually("no problems", func() (err error) {
+		if s, err = status(); err == nil && len(s.Problems) > 0 {
+			err = fmt.Errorf("problems: %v", s.Problems)
+		}
+		return err
+	})
+	return s
+}
+
 // kill ends the daemon as a crash would.
 func (r *rig) kill() {
 	r.t.Helper()

@@ -53,9 +53,7 @@ func TestSwarm(t *testing.T) {
 		r.leaves(t, task, r.EIP(s.nic).String())
 	}
 	r.clean()
-	if s, err := r.status(); err != nil || len(s.Problems) > 0 {
-		t.Errorf("status: %v, %v", s.Problems, err)
-	}
+	r.well()
 	r.docker("service", "rm", "on-eth1", "on-eth2")
 	r.docker("swarm", "leave", "--force")
 }

@@ -73,10 +73,7 @@ func TestSystemd(t *testing.T) {
 	r.docker("run", "-d", "--name", "app1", "--network", network, "--label", "eip.public="+r.EIP("eth1").String(), "-p", "80:8080", "-p", "81:8081", lab.Image)
 	pins := []pin{{"app0", "eth0", 80}, {"app1", "eth1", 80}}
 	r.livePinned(pins)
-	s, err := r.status()
-	if err != nil || len(s.Problems) > 0 {
-		t.Errorf("status: %v, %v", s.Problems, err)
-	}
+	r.well()
 
 	session := openSession(t, "with app1", r.Site, fmt.Sprintf("%v:81", r.EIP("eth1")))
 	on("systemctl", "restart", "eipnet")

@@ -146,7 +146,7 @@ func sysctls() (string, error) {
 func MachineState(ctx context.Context) (string, error) {
 	queries := append(netQueries(),
 		query{[]string{"dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n"}, true, nil},
-		query{[]string{"findmnt", "-rn", "-o", "TARGET,SOURCE,FSTYPE"}, false, nil},
+		query{[]string{"findmnt", "-rn", "-o", "TARGET,SOURCE,FSTYPE"}, true, nil},
 		query{[]string{"sh", "-c", "ls /etc/systemd/system /lib/systemd/system /etc/init.d /var/run/netns 2>/dev/null || true"}, false, nil},
 	)
 	var b strings.Builder
