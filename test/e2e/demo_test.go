@@ -5,9 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/eipnet/eipnet/test/lab"
 )
@@ -41,17 +38,5 @@ func TestDemo(t *testing.T) {
 			t.Errorf("the demo did not show %q:\n%s", want, out)
 		}
 	}
-	for end := time.Now().Add(patience); ; { // what others have just changed for a moment is not the demo's
-		after, err := lab.MachineState(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		diff := cmp.Diff(before, after)
-		if diff == "" {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the demo changed the machine (-before +after):\n%s", diff)
-		}
-	}
+	lab.MachineAsBefore(t, before)
 }

@@ -181,6 +181,14 @@ func TestUninstall(t *testing.T) {
 		}
 		r.docker(args[1:]...)
 	}
+	r.eventually("what is written of the network's removal to be written", func() error {
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			if rules := r.on(tool, "-S"); strings.Contains(rules, "EIPNET-FORWARD") {
+				return errors.New(rules)
+			}
+		}
+		return nil
+	})
 	r.kill() // a clean end would leave less
 	r.on("nft", "add", "table", "bridge", "eipnet")
 	for _, family := range []string{"-4", "-6"} {

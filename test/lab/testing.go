@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // tools are the programs that a lab needs on the machine.
@@ -46,6 +48,27 @@ func Start(tb testing.TB, cfg Config) *Lab {
 		}
 	})
 	return l
+}
+
+// asBeforeTime is how long others may have changed the machine for a moment.
+const asBeforeTime = 30 * time.Second
+
+// MachineAsBefore fails the test unless the machine comes to be as MachineState described it.
+func MachineAsBefore(tb testing.TB, before string) {
+	tb.Helper()
+	for end := time.Now().Add(asBeforeTime); ; <-time.After(100 * time.Millisecond) {
+		after, err := MachineState(tb.Context())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		diff := cmp.Diff(before, after)
+		if diff == "" {
+			return
+		}
+		if time.Now().After(end) {
+			tb.Fatalf("the machine has changed (-before +after):\n%s", diff)
+		}
+	}
 }
 
 // missing says why a lab cannot run here; empty: it can.
