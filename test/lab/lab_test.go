@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -102,6 +103,46 @@ func testPlants(t *testing.T, l *Lab) {
 				t.Errorf("foreign %v: want one %s on %s", foreign, tt.kind, n.Name)
 			}
 		})
+	}
+}
+
+// TestSnifferReadsLate: the router goes on with the pieces of a datagram, with
+// another address, before the sniffer looks at them.
+func TestSnifferReadsLate(t *testing.T) {
+	l := Start(t, Config{})
+	c, err := l.HostDial(t.Context(), netip.Addr{}, "udp", fmt.Sprintf("%v:7", SiteAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := l.ResetSniffers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := l.Sniffer("eth0")
+	err = func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, err := c.Write(make([]byte, 5000)); err != nil {
+			return err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(15 * time.Second)); err != nil {
+			return err
+		}
+		_, err := c.Read(make([]byte, 100)) // it has gone all the way
+		return err
+	}()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := l.Foreign(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(foreign) > 0 {
+		t.Errorf("foreign: %v", foreign)
+	}
+	if n := s.Seen(func(p Packet) bool { return p.Kind == IPv4 && p.Proto == ProtoUDP && p.Dst == SiteAddr }); n != 4 {
+		t.Errorf("%d pieces were seen, want 4", n)
 	}
 }
 

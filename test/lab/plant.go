@@ -134,7 +134,7 @@ func (l *Lab) SendFrame(nic string, frame []byte) error {
 
 // sendFrame sends from the thread's own network namespace and CPU.
 func sendFrame(nic string, frame []byte) (err error) {
-	file, err := openPacket(nic, false)
+	file, err := openSender(nic)
 	if err != nil {
 		return err
 	}

@@ -19,39 +19,26 @@ import (
 type Sniffer struct {
 	lab  *Lab
 	nic  NIC
-	file *os.File
-	// onward is the fabric's MAC on its way to the site.
-	onward string
+	ring *ring
 
 	mu      sync.Mutex
 	flows   map[Packet]*Flow
 	folded  int // packets whose flow was folded because there were too many
 	planted map[string]chan struct{}
 	lost    uint32
+	ended   error // why nothing is read any more
 	done    chan struct{}
 }
 
-const (
-	snapLen = 192 // enough for headers and a plant's mark
-	// sockBuf is memory for frames that wait to be read; the kernel counts their full size against it.
-	sockBuf = 64 << 20
-	// maxFlows bounds memory: beyond it the ports of a flow are forgotten, so that its packets still count.
-	maxFlows = 500_000
-)
+// maxFlows bounds memory: beyond it the ports of a flow are forgotten, so that its packets still count.
+const maxFlows = 500_000
 
 // newSniffer opens the socket and starts reading.
 func newSniffer(l *Lab, nic NIC) (*Sniffer, error) {
 	s := &Sniffer{lab: l, nic: nic, flows: map[Packet]*Flow{}, planted: map[string]chan struct{}{}, done: make(chan struct{})}
 	err := l.fabric.Do(func() (err error) {
-		if s.file, err = openPacket(portOf(nic.Name), true); err != nil {
-			return err
-		}
-		site, err := netlink.LinkByName(sitePort)
-		if err != nil {
-			return errors.Join(err, s.file.Close())
-		}
-		s.onward = site.Attrs().HardwareAddr.String()
-		return nil
+		s.ring, err = openRing(portOf(nic.Name))
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the sniffer of %s: %w", nic.Name, err)
@@ -60,42 +47,36 @@ func newSniffer(l *Lab, nic NIC) (*Sniffer, error) {
 	return s, nil
 }
 
-// openPacket opens a packet socket on a link of the thread's namespace. A capturing one sees all that
-// the link receives and nothing that it sends.
-func openPacket(link string, capture bool) (*os.File, error) {
+// packetSocket opens a packet socket that is not bound yet, and finds the link,
+// of the thread's namespace. One that is to send wants the link up.
+func packetSocket(link string, sends bool) (fd, index int, err error) {
 	iface, err := netlink.LinkByName(link)
 	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-		return nil, fmt.Errorf("finding %s: %w", link, unix.ENODEV)
+		return 0, 0, fmt.Errorf("finding %s: %w", link, unix.ENODEV)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("finding %s: %w", link, err)
+		return 0, 0, fmt.Errorf("finding %s: %w", link, err)
 	}
-	if !capture && iface.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
-		return nil, fmt.Errorf("sending on %s: %w", link, unix.ENETDOWN)
+	if sends && iface.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
+		return 0, 0, fmt.Errorf("sending on %s: %w", link, unix.ENETDOWN)
 	}
-	index := iface.Attrs().Index
 	// Protocol 0 until it is bound: nothing of another link is queued meanwhile.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening a packet socket: %w", err)
+		return 0, 0, fmt.Errorf("opening a packet socket: %w", err)
+	}
+	return fd, iface.Attrs().Index, nil
+}
+
+// openSender opens a packet socket that sends on a link of the thread's namespace.
+func openSender(link string) (*os.File, error) {
+	fd, index, err := packetSocket(link, true)
+	if err != nil {
+		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "packet:"+link)
-	if !capture {
-		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
-			return nil, errors.Join(fmt.Errorf("binding to %s: %w", link, err), file.Close())
-		}
-		return file, nil
-	}
-	cut := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: snapLen} // "return the first snapLen bytes"
-	const packetIgnoreOutgoing = 23
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sockBuf),
-		unix.SetsockoptInt(fd, unix.SOL_PACKET, packetIgnoreOutgoing, 1),
-		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &cut}),
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index}),
-	)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("setting up a packet socket on %s: %w", link, err), file.Close())
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+		return nil, errors.Join(fmt.Errorf("binding to %s: %w", link, err), file.Close())
 	}
 	return file, nil
 }
@@ -104,21 +85,18 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 func (s *Sniffer) read() {
 	defer close(s.done)
-	buf := make([]byte, snapLen)
 	for {
-		n, err := s.file.Read(buf)
-		if errors.Is(err, unix.ENETDOWN) {
-			continue // the link was set down: reading goes on when it is up again
-		}
-		if err != nil {
+		if err := s.ring.next(func(frame []byte) { s.take(frame, time.Now()) }); err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.ended = err
 			return
 		}
-		s.take(buf[:n], time.Now())
 	}
 }
 
 func (s *Sniffer) take(frame []byte, at time.Time) {
-	p := s.sentOn(parse(s.nic.Name, frame))
+	p := parse(s.nic.Name, frame)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := bytes.Index(frame, []byte(plantMark)); i >= 0 && len(frame) >= i+plantLen {
@@ -140,21 +118,6 @@ func (s *Sniffer) take(frame []byte, at time.Time) {
 	}
 	f.Count++
 	f.Last = at
-}
-
-// sentOn tells a fragment as it came in. The fabric puts a datagram's fragments
-// together for its address translation and sends them on in their old buffers,
-// which the socket shares: read late, they bear the fabric's own MAC and the public
-// address. Only what passed the source check gets that far.
-func (s *Sniffer) sentOn(p Packet) Packet {
-	if p.SrcMAC != s.onward {
-		return p
-	}
-	p.SrcMAC = s.nic.MAC.String()
-	if p.Src == s.nic.EIP {
-		p.Src = s.nic.Addr.Addr()
-	}
-	return p
 }
 
 // Flows lists all that the host sent on this NIC since the start or the last Reset, oldest first.
@@ -238,7 +201,7 @@ func (s *Sniffer) Reset() {
 // Err says whether the sniffer missed anything since the lab started: frames that the kernel dropped
 // because they were not read in time.
 func (s *Sniffer) Err() error {
-	raw, err := s.file.SyscallConn()
+	raw, err := s.ring.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("asking the sniffer of %s: %w", s.nic.Name, err)
 	}
@@ -253,6 +216,9 @@ func (s *Sniffer) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost += stats.Drops // reading resets the kernel's counter
+	if s.ended != nil {
+		return fmt.Errorf("the sniffer of %s has ended: %w", s.nic.Name, s.ended)
+	}
 	if s.lost > 0 {
 		return fmt.Errorf("the sniffer of %s lost %d packets: what it did not see proves nothing", s.nic.Name, s.lost)
 	}
@@ -260,7 +226,7 @@ func (s *Sniffer) Err() error {
 }
 
 func (s *Sniffer) close() error {
-	err := s.file.Close()
+	err := s.ring.file.Close()
 	<-s.done
-	return err
+	return errors.Join(err, s.ring.free())
 }
