@@ -69,9 +69,15 @@ func (f *flows) receive(ctx context.Context) {
 			}
 			f.wg.Go(func() { f.answer(key, conn, answer, addr) })
 		}
-		if _, err := conn.Write(buf[:n]); errors.Is(err, unix.ECONNREFUSED) {
-			_, _ = conn.Write(buf[:n]) // the container refused the one before, of which it was told only
-		}
+		send(conn, buf[:n])
+	}
+}
+
+// send sends a datagram, once more if the container refused the one before: the
+// kernel then tells of that and sends nothing.
+func send(conn *net.UDPConn, b []byte) {
+	if _, err := conn.Write(b); errors.Is(err, unix.ECONNREFUSED) {
+		_, _ = conn.Write(b)
 	}
 }
 
